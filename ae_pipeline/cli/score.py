@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from ae_pipeline.cli.project import Project
 from ae_pipeline.common.errors import ConfigError
 from ae_pipeline.common.escape import spreadsheet_text
-from ae_pipeline.common.text import align, printable
+from ae_pipeline.common.text import align, one_in, printable
+from ae_pipeline.config.display import ColumnNames
 
 if TYPE_CHECKING:
     import polars as pl
@@ -46,7 +47,7 @@ def score(name: str, file: Path, version: int | None, out: Path | None) -> int:
     tracked, bundle = _model(project, dataset, version)
     days = (dataset.config.start, dataset.config.end)
     scores = bundle.score_raw(file, landing=landing_folder(dataset), days=days)
-    print("\n".join(_lines(scores, name, tracked.version)))
+    print("\n".join(_lines(scores, dataset, tracked.version)))
     if out is not None:
         for path in _write(scores, out):
             print(f"Written: {path}")
@@ -66,20 +67,20 @@ def _model(project: Project, dataset: "Dataset", version: int | None) -> "tuple[
     return known[version], load_bundle(project.tracker, known[version])
 
 
-def _lines(scores: "RawScores", name: str, version: int) -> list[str]:
+def _lines(scores: "RawScores", dataset: "Dataset", version: int) -> list[str]:
     """Return the highest-scoring rows with their reasons, rejected rows, and a summary."""
-    from ae_pipeline.reports.ranking import reason_of
+    from ae_pipeline.reports.reasons import reason_of, reworded
 
-    lines = []
+    lines, names = [], ColumnNames(dataset.config.display)
     if scores.scored.height:
         top = scores.scored.sort("score", descending=True).head(_SHOWN)
         cells = [
             (
                 f"{row['row_number']:,}",
                 printable(row["row_id"], is_line=True),
-                f"{row['score']:.2f}",
-                f"{row['p_value']:.2g}",
-                printable(reason_of(row["because"], is_marked=row["is_anomaly"]), is_line=True),
+                f"{row['score']:,.2f}",
+                f"{row['p_value']:.2g} ({one_in(row['p_value'])})",
+                printable(reason_of(reworded(row, names), is_marked=row["is_anomaly"]), is_line=True),
             )
             for row in top.iter_rows(named=True)
         ]
@@ -89,7 +90,7 @@ def _lines(scores: "RawScores", name: str, version: int) -> list[str]:
     if (more := scores.rejected.height - _SHOWN) > 0:
         lines.append(f"and {more:,} more rejected rows")
     flagged = int(scores.scored["is_anomaly"].sum())
-    summary = f"{scores.rows:,} rows: {scores.scored.height:,} scored under version {version} of {name!r}, "
+    summary = f"{scores.rows:,} rows: {scores.scored.height:,} scored under version {version} of {dataset.name!r}, "
     return [*lines, f"{summary}{flagged:,} flagged; {scores.rejected.height:,} rejected"]
 
 

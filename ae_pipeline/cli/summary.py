@@ -8,13 +8,14 @@ import polars as pl
 
 from ae_pipeline.common.errors import StorageError
 from ae_pipeline.common.escape import terminal_line
-from ae_pipeline.common.text import abbreviate
+from ae_pipeline.common.text import abbreviate, one_in
+from ae_pipeline.config.display import ColumnNames
 from ae_pipeline.ingestion.landing_folder import landing_address, list_landing
 from ae_pipeline.ingestion.ledger import Ledger
 from ae_pipeline.monitoring.alerts import alerts_of
 from ae_pipeline.registry.names import CHAMPION
 from ae_pipeline.registry.store import Tracker
-from ae_pipeline.reports.ranking import reason_of
+from ae_pipeline.reports.reasons import reason_of, reworded
 from ae_pipeline.reports.summary import read_summary
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import read_facts
@@ -35,7 +36,7 @@ def summarize(dataset: Dataset, tracker: Tracker, definitions: dg.Definitions, i
     if alerts := alerts_of(paths):
         lines.append(_line("alerts", f"{len(alerts):,}, the last one at {alerts[-1].at}: {alerts[-1].message}"))
     lines.append(_line("checks", "all passed" if not failed else "FAILED: " + "; ".join(failed)))
-    lines += _report_lines(paths)
+    lines += _report_lines(paths, ColumnNames(dataset.config.display))
     lines += [
         "",
         "Next: `ae-pipeline ui` serves the asset graph, the MLflow runs and the report; read the table with",
@@ -112,7 +113,7 @@ def _duplicate_lines(dataset: Dataset) -> list[str]:
     return [_line(label, f"{rows:,} {meaning}")] if rows else []
 
 
-def _report_lines(paths: DatasetPaths) -> list[str]:
+def _report_lines(paths: DatasetPaths, names: ColumnNames) -> list[str]:
     if (summary := read_summary(paths)) is None:
         return []
     flagged = f"{summary['flagged']:,} of {summary['rows']:,} rows, budget {summary['budget']:.2%}"
@@ -130,9 +131,9 @@ def _report_lines(paths: DatasetPaths) -> list[str]:
         lines.append(_line("left out", f"{', '.join(left_out)} (not seen by the model; summary.json says why)"))
     lines += ["", f"The {_ROWS} highest-scoring rows:"]
     for index, row in enumerate(summary["strangest"][:_ROWS], 1):
-        lines.append(f"{index:>3}. {row['row_id']}  (score {row['score']:.1f})")
+        lines.append(f"{index:>3}. {row['row_id']}  (score {row['score']:,.1f}, {one_in(row['p_value'])})")
         is_marked = row["is_anomaly"] or bool(row["is_discovery"])
-        lines.append(f"     {reason_of(row['because'], is_marked=is_marked)}")
+        lines.append(f"     {reason_of(reworded(row, names), is_marked=is_marked)}")
     return lines
 
 

@@ -40,6 +40,27 @@ def pluralize(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
+def one_in(share: float) -> str:
+    """Return a small share of rows, such as a p-value, as people say it. Shares above one half are percentages.
+
+    >>> one_in(2.6e-5), one_in(0.1), one_in(0.66)
+    ('1 in 38,000', '1 in 10', '66%')
+    """
+    if share <= 0 or share > 1 / 2:
+        return f"{share:.0%}"
+    rows = float(f"{1 / share:.2g}")
+    return f"1 in {rows:,.0f}" if rows >= 10 else f"1 in {rows:g}"
+
+
+def short_number(value: float) -> str:
+    """Return a number with four digits, and commas between thousands.
+
+    >>> short_number(12345.6), short_number(0.123456)
+    ('12,346', '0.1235')
+    """
+    return f"{value:,.0f}" if 1e3 <= abs(value) < 1e18 else f"{value:.4g}"
+
+
 def abbreviate(days: Sequence[str]) -> str:
     """Return a list of days as text, without the middle of a long list.
 

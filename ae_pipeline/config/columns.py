@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from ae_pipeline.config.section import Section
 
@@ -102,11 +102,24 @@ class ColumnDeclaration(ValueFormat):
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
+def _code(value: object) -> object:
+    """Return a key of a YAML mapping as the text that a category has: `1` and `true` are no texts there."""
+    return str(value).lower() if isinstance(value, bool) else str(value) if isinstance(value, int) else value
+
+
+Code = Annotated[str, BeforeValidator(_code)]
+
+
 class ColumnDisplay(Section):
-    """How messages and pages name a column."""
+    """How messages and pages name a column and its values."""
 
     title: Text | None = Field(default=None, description="Name for people, such as `arrival delay`.")
     unit: Text | None = Field(default=None, description="Unit of the values, such as `minutes`.")
+    codes: dict[Code, Text] = Field(
+        default={},
+        description="What pages and messages show instead of a stored value, such as `{AA: American Airlines}`. The "
+        "data, the model and the files of a report keep the stored value.",
+    )
 
 
 _KEYS_OF_TYPES: tuple[tuple[tuple[str, ...], frozenset[ColumnType]], ...] = (

@@ -101,9 +101,10 @@ class PipelineConfig(Section):
     )
     display: dict[str, ColumnDisplay] = Field(
         default={},
-        description="Titles and units of columns, also of derived ones, on all pages and in messages: "
-        "`arr_delay: {title: arrival delay, unit: minutes}` makes `the median of arrival delay is 38 minutes`. Files, "
-        "commands and scores do not depend on them.",
+        description="Titles, units and names of values of columns, also of derived ones, on all pages and in messages: "
+        "`arr_delay: {title: arrival delay, unit: minutes}` makes `the median of arrival delay is 38 minutes`. With "
+        "`carrier: {codes: {AA: American Airlines}}`, pages show the name instead of `AA`. Files and scores do not "
+        "depend on them.",
     )
     derive: dict[str, str] = Field(
         default_factory=dict,

@@ -74,7 +74,10 @@ class AlertsConfig(Section):
         "flagged rows are known anomalies, and calm otherwise.",
     )
     report_rows: int = Field(
-        default=200, ge=1, description="Maximum number of rows in the ranking of the report, highest score first."
+        default=200,
+        ge=1,
+        description="Maximum number of rows that a page lists, and that are explained of a day, highest score first. "
+        "`alerts.parquet` has all flagged rows.",
     )
     webhook: str | None = Field(
         default=None,

@@ -77,8 +77,8 @@ def because(parts: Sequence[Contribution], names: ColumnNames = PLAIN) -> str:
     """
     large = [part for part in parts if part.surprisal >= max(_MIN_SURPRISAL, _MIN_SHARE * parts[0].surprisal)]
     return "; ".join(
-        f"{names.title(part.column)} is {names.with_unit(part.column, part.actual)}, "
-        f"expected {names.with_unit(part.column, part.expected)}"
+        f"{names.title(part.column)} is {names.value(part.column, part.actual)}, "
+        f"expected {names.value(part.column, part.expected)}"
         for part in large or parts[:1]
     )
 
@@ -152,7 +152,7 @@ def _in_order(of_whole_row: Sequence[Contribution], parts: Sequence[Contribution
 
 def _of_all_values(nats: float) -> Contribution:
     """Return the contribution of a row of which no column and no other measure stands out."""
-    text = f"{nats:.1f} nats of surprisal over all its values"
+    text = f"{nats:,.1f} nats of unusualness over all its values"
     return Contribution(Evidence.ROW.value, nats, text, f"{_MIN_SURPRISAL} nats at most in 99 %")
 
 
@@ -160,11 +160,11 @@ def _row_descriptions(
     detector: Detector, x: torch.Tensor, output: AutoEncoderOutput
 ) -> dict[Evidence, Sequence[tuple[str, str]]]:
     """Return actual and expected text of each row, for each kind of evidence about the whole row."""
-    usual = f"{detector.tails.quantiles[detector.part_index(Evidence.LATENT), -1]:.1f} times at most in 99 %"
+    usual = f"{detector.tails.quantiles[detector.part_index(Evidence.LATENT), -1]:,.1f} times at most in 99 %"
     distances = detector.mahalanobis(output.latents).cpu().numpy()
     descriptions: dict[Evidence, Sequence[tuple[str, str]]] = {
         Evidence.LATENT: [
-            (f"{distance:.1f} times the usual distance from those of training", usual) for distance in distances
+            (f"{distance:,.1f} times the usual distance from those of training", usual) for distance in distances
         ]
     }
     if detector.ensemble is not None:
@@ -308,12 +308,12 @@ def _explain_image(detector: Detector, surprisal: Array, expected: torch.Tensor,
     loss, row = cast("ImageLoss", detector.network.double_loss), detector.part_index(Evidence.ROW)
     quantiles = detector.tails.quantiles[:, -1]
     scores = loss.patch_scores(expected, x)
-    usual = [f"{quantile:.1f} times at most in 99 %" for quantile in quantiles]
+    usual = [f"{quantile:,.1f} times at most in 99 %" for quantile in quantiles]
     location = "row {}, column {}".format(*loss.highest_patch(scores))
     highest, mean = float(scores.max()), float(scores.mean())
     parts = [
-        Contribution("spot", float(surprisal[0]), f"{highest:.1f} times the usual residual at {location}", usual[0]),
-        Contribution("image", float(surprisal[row]), f"{mean:.1f} times the usual residual", usual[row]),
+        Contribution("spot", float(surprisal[0]), f"{highest:,.1f} times the usual residual at {location}", usual[0]),
+        Contribution("image", float(surprisal[row]), f"{mean:,.1f} times the usual residual", usual[row]),
     ]
     if "flat" in loss.columns:
         flat = loss.flat_scores(x)

@@ -72,10 +72,17 @@ class ColumnEncoding(Section):
     type: ColumnType
     center: float = 0.0
     scale: float = 1.0
+    lowest: float | None = Field(default=None, description="Lowest number of the training rows; null if unknown.")
+    highest: float | None = Field(default=None, description="Highest number of the training rows; null if unknown.")
     vocabulary: tuple[str, ...] = ()
     hours: tuple[int, ...] = Field(
         default=(), description="For each hour of the day, the nearest one that training rows have; empty if not used."
     )
+
+    def within_range(self, number: float) -> float:
+        """Return the number of the training range that is nearest to a number, so that nobody expects −50 minutes."""
+        low = number if self.lowest is None else max(number, self.lowest)
+        return low if self.highest is None else min(low, self.highest)
 
     @property
     def is_category(self) -> bool:
@@ -261,7 +268,7 @@ class TableEncoder(Section):
         return position
 
     def describe(self, row: Mapping[str, Any], output: npt.NDArray[Any], column: str) -> tuple[str, str]:
-        """Format the actual and the expected value of a column as text.
+        """Format the actual and the expected value of a column as text. A number is within those of the training.
 
         Args:
             row: One row of features.
@@ -279,7 +286,7 @@ class TableEncoder(Section):
             part = output[block.start : block.stop]
             match block.kind:
                 case BlockKind.NUMERIC:
-                    expected.append(format_number(float(self._number(encoding, part)[0])))
+                    expected.append(format_number(encoding.within_range(float(self._number(encoding, part)[0]))))
                 case BlockKind.CYCLIC:
                     expected.append(format_cycle(block.part, float(self._cycle_position(block, output[np.newaxis])[0])))
                 case BlockKind.BINARY:

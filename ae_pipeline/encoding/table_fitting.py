@@ -154,7 +154,12 @@ def _fit_scale(values: npt.NDArray[np.float64], scaling: Scaling) -> dict[str, f
             center, scale = values.min(), values.max() - values.min()
         case Scaling.SYMMETRIC:
             center, scale = (values.min() + values.max()) / 2, (values.max() - values.min()) / 2
-    return {"center": float(center), "scale": float(scale) if scale > 0 else 1.0}
+    return {
+        "center": float(center),
+        "scale": float(scale) if scale > 0 else 1.0,
+        "lowest": float(values.min()),
+        "highest": float(values.max()),
+    }
 
 
 def _lay_out(columns: Sequence[ColumnEncoding]) -> tuple[Block, ...]:

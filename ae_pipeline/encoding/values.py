@@ -57,8 +57,8 @@ def is_known_hour(minutes: npt.NDArray[np.float64], hours: Sequence[int]) -> npt
 
 
 def format_number(value: float) -> str:
-    """Return a number as short text."""
-    return f"{value:.0f}" if 100 <= abs(value) < 1e18 else f"{value:.3g}"
+    """Return a number as short text, with commas between thousands."""
+    return f"{value:,.0f}" if 100 <= abs(value) < 1e18 else f"{value:.3g}"
 
 
 def format_cycle(part: str, position: float) -> str:
@@ -83,6 +83,6 @@ def format_value(kind: ColumnType, value: Any, timezone: str) -> str:
     if kind not in {ColumnType.NUMBER, ColumnType.INTEGER}:
         return str(value)
     # Integers and decimals come from the raw rows and are shown exactly.
-    return (
-        f"{value:f}" if isinstance(value, Decimal) else str(value) if isinstance(value, int) else format_number(value)
-    )
+    if isinstance(value, Decimal):
+        return f"{value:,f}"
+    return f"{value:,}" if isinstance(value, int) else format_number(value)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
+from ae_pipeline.common.text import short_number
 from ae_pipeline.config.display import PLAIN, ColumnNames
 from ae_pipeline.config.service import DriftConfig
 from ae_pipeline.monitoring.daily_drift import DayDrift
@@ -102,7 +103,7 @@ def deviations_of(
 def _value(column: str, value: float, names: ColumnNames, *, is_clock: bool) -> str:
     if is_clock:
         return f"{int(value) // 60:02d}:{int(value) % 60:02d}"
-    return names.with_unit(column, f"{value:.4g}")
+    return names.value(column, short_number(value))
 
 
 def _missing_values(
@@ -174,7 +175,7 @@ def _changed_values(
     values = features[effect.name].drop_nulls() if effect.name in features.columns else pl.Series([], dtype=pl.Float64)
     title = names.title(effect.name)
     if known.is_category and values.len():
-        message = f"{title}: {_changed_category(values, known)} ({effect.message})"
+        message = f"{title}: {_changed_category(values, known, names)} ({effect.message})"
     elif values.len() and values.dtype.is_numeric():
         median, usual = float(np.median(values.to_numpy())), known.quantiles[len(known.quantiles) // 2]
         texts = [_value(effect.name, value, names, is_clock=is_clock) for value in (median, usual)]
@@ -184,12 +185,13 @@ def _changed_values(
     return Deviation(columns=(effect.name,), message=message)
 
 
-def _changed_category(values: pl.Series, known: Distribution) -> str:
+def _changed_category(values: pl.Series, known: Distribution, names: ColumnNames) -> str:
     """Describe the value whose share has changed the most.
 
     Args:
         values: Values of the day, without missing ones; n > 0.
         known: Distribution in the training window.
+        names: How the text names values.
     """
     counts = dict(values.cast(pl.String).value_counts(name="rows").iter_rows())
     shares = {str(name): rows / values.len() for name, rows in counts.items()}
@@ -200,7 +202,7 @@ def _changed_category(values: pl.Series, known: Distribution) -> str:
         return "other values than usual"
     name = max(usual, key=lambda value: (abs(shares.get(value, 0.0) - usual[value]), value))
     comparison = f"usually {usual[name]:.1%}" if usual[name] else "and is new"
-    return f"{name} is {shares.get(name, 0.0):.1%} of its values, {comparison}"
+    return f"{names.value(known.name, name)} is {shares.get(name, 0.0):.1%} of its values, {comparison}"
 
 
 def _quoted(name: str) -> str:

@@ -159,7 +159,10 @@ def describe_categories(categories: pl.DataFrame, mask: pl.Series, names: Column
         above_mean = counts.filter((pl.col("match") >= _MIN_ROWS) & (rate > mask.mean()))
         highest = above_mean.sort(rate, "value", descending=[True, False]).head(_MAX_NAMED_VALUES)
         if association >= _MIN_CRAMERS_V and highest.height:
-            shares = ", ".join(f"{value} {n / rows:.0%} ({n:,} of {rows:,})" for value, n, rows in highest.iter_rows())
+            shares = ", ".join(
+                f"{names.value(values.name, value)} {n / rows:.0%} ({n:,} of {rows:,})"
+                for value, n, rows in highest.iter_rows()
+            )
             phrases.append((association, f"by {names.title(values.name)}: {shares}"))
         elif association < _MIN_CRAMERS_V and known["match"].sum() >= max(_MIN_ROWS_FOR_EVEN, _NEARLY_ALL * count):
             even.append(names.title(values.name))

@@ -108,7 +108,7 @@ def build_report(
 ) -> Report:
     """Rank and explain the most anomalous rows of days, and write page and summary over all published days.
 
-    All flagged rows of a day are ranked, and at least ten rows, but at most `alerts.report_rows`.
+    All flagged rows of a day are ranked, and at least ten rows. At most `alerts.report_rows` of a day are explained.
 
     Args:
         days: Days to report on; they must be published.

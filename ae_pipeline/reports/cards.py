@@ -104,7 +104,7 @@ def drift_summary(drift: DayDrift | None, names: ColumnNames = PLAIN) -> tuple[s
     noun = "column" if all(effect.part == Part.COLUMN for effect in drift.effects) else "measurement"
     verb = "is" if count == 1 else "are"
     named = drift.effects[:_NAMED_EFFECTS]
-    titles = (names.title(each.name) if each.part == Part.COLUMN else each.name for each in named)
+    titles = (names.title(each.name) if each.part == Part.COLUMN else names.latent(each.name) for each in named)
     shown_names = ", ".join(dict.fromkeys(titles))
     more = f" and {count - _NAMED_EFFECTS} more" if count > _NAMED_EFFECTS else ""
     sentence = f"{count} {noun if count == 1 else f'{noun}s'} {verb} far from the training window: {shown_names}{more}"

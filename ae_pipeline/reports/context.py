@@ -22,6 +22,9 @@ from ae_pipeline.reports.view import Published
 _BAR_DAYS = 366
 """Number of days shown as bars."""
 
+_THUMBNAILS = 20
+"""Rows of the table that have a small picture; the table shows as many at first."""
+
 _PICTURE_BOX = (160, 160)
 """Width and height that a picture must fit into, CSS pixels."""
 
@@ -61,7 +64,7 @@ def page_context(published: Published, day: str | None, ranked: Sequence[RankedR
     assessment = published.assess_with_later_days(day) if day else None
     rows = published.row_details.explanations(ranked)
     charts = published.charts(day) if day else []
-    config = published.dataset.config
+    config, left_out = published.dataset.config, [each.column for each in published.bundle.encoder.left_out]
     entities = group_by_entity(rows, lambda row_id: entity_of(row_id, config), names)
     variables = {
         **cards(published, day, assessment),
@@ -74,6 +77,7 @@ def page_context(published: Published, day: str | None, ranked: Sequence[RankedR
         "unseen_days": unseen_days_summary(published, day),
         "groups": [_group_variables(group) for group in groups],
         "entities": [_entity_variables(group) for group in entities],
+        "titles": {name: names.title(name) for name in (*published.bundle.columns, *left_out)},
         "entity_columns": [names.title(name) for name in config.identity if name != config.event_time],
         "rows": _row_variables(published, rows, groups, entities, page),
         "states": {row.row_id: state.text for row in rows if (state := published.review.states.get(row.row_id))},
@@ -132,6 +136,7 @@ def report_variables(
         "has_labels": labels is not None,
         "labels": asdict(labels) if labels else None,
         "gallery": _gallery_variables(gallery) if gallery else None,
+        "thumbnails": {each.row_id: each.addresses[0] for each in gallery.strangest[:_THUMBNAILS]} if gallery else {},
         "images": asdict(images) if images else None,
     }
 
@@ -143,6 +148,7 @@ def _group_variables(group: Group) -> dict[str, Any]:
         "rows": len(group.rows),
         "highest_score": group.rows[0].score,
         "cause": cause_key(group.columns),
+        "example": group.rows[0].row_id,
         "days": group.days,
     }
 
@@ -182,7 +188,7 @@ def _row_variables(
             "contributions": [_part_variables(part, names) for part in row.contributions],
             "group": group_of.get(row.row_id),
             "entity": entity_of_row.get(row.row_id),
-            "values": [(names.title(name), names.with_unit(name, text)) for name, text in values.get(row.row_id, ())],
+            "values": [(names.title(name), names.value(name, text)) for name, text in values.get(row.row_id, ())],
             "neighbors": neighbors.get(row.row_id, ()),
             "day": details.day_of(row),
             "features": published.features_link(details.day_of(row), page),
@@ -195,8 +201,8 @@ def _part_variables(part: Contribution, names: ColumnNames) -> dict[str, Any]:
     return {
         "column": part.column,
         "title": names.title(part.column),
-        "actual": names.with_unit(part.column, part.actual),
-        "expected": names.with_unit(part.column, part.expected),
+        "actual": names.value(part.column, part.actual),
+        "expected": names.value(part.column, part.expected),
         "surprisal": part.surprisal,
     }
 

@@ -156,6 +156,9 @@ def column_page(name: str, dataset: Dataset) -> str | None:
         return None
     days = sorted(explored.files)
     column = read_column(name, days, explored.window, kind, dataset.config.timezone, dataset.paths)
+    if column.is_category:
+        shown = {value: explored.names.value(name, value) for value in column.values["value"].drop_nulls().unique()}
+        column = replace(column, values=column.values.with_columns(pl.col("value").replace(shown)))
     drift = explored.drift.filter(pl.col("name") == name) if explored.drift.height else explored.drift
     drift = drift.filter(pl.col("day").is_in(column.days)).sort("day") if drift.height else drift
     title = explored.names.label(name)
@@ -210,7 +213,7 @@ def row_page(row_id: str, day: str, dataset: Dataset, bundle: ModelBundle) -> st
         row_id=row_id,
         day=day,
         published=row.row(0, named=True),
-        latents=[(name, row[name][0]) for name in row.columns if name.startswith("z_")],
+        latents=[(explored.names.latent(name), row[name][0]) for name in row.columns if name.startswith("z_")],
         columns=[_named(each, explored.names) for each in _compared(features, bundle)],
         version=explored.summary["model_version"],
         threshold=bundle.calibration.threshold,
@@ -253,7 +256,7 @@ def _compared(features: pl.DataFrame, bundle: ModelBundle) -> list[dict[str, Any
 def _named(compared: Mapping[str, Any], names: ColumnNames) -> dict[str, Any]:
     """Return a compared column with its title and the units of its values."""
     name = compared["name"]
-    values = {key: names.with_unit(name, compared[key]) for key in ("actual", "reconstructed", "expected")}
+    values = {key: names.value(name, compared[key]) for key in ("actual", "reconstructed", "expected")}
     return {**compared, **values, "title": names.title(name)}
 
 

@@ -75,9 +75,11 @@ def _titles(names: Sequence[str]) -> dict[str, str]:
 
 
 def _label(name: str, title: str, explored: Explored) -> str:
-    """Return the title and unit of a feature that has some; otherwise the name that the page shows."""
+    """Return the title and unit of a feature that has some, and the title of a latent; otherwise the shown name."""
     column = name.removeprefix(_FEATURE)
-    return explored.names.label(column) if name != column and column in explored.names.display else title
+    if name != column:
+        return explored.names.label(column) if column in explored.names.display else title
+    return explored.names.latent(title)
 
 
 def _sampled_rows(explored: Explored, days: Sequence[str]) -> tuple[pl.DataFrame, int]:

@@ -106,7 +106,7 @@ def _group(columns: tuple[str, ...], rows: Sequence[RankedRow], names: ColumnNam
         value, count = Counter(values).most_common(1)[0]
         is_shared = len(rows) == 1 or count > _MIN_SHARE_OF_VALUE * len(rows)
         title = names.title(column)
-        parts.append(f"{title} is {names.with_unit(column, value)}" if is_shared else title)
+        parts.append(f"{title} is {names.value(column, value)}" if is_shared else title)
     return Group(columns=columns, rows=tuple(rows), days=_days(rows), message=", ".join(parts))
 
 

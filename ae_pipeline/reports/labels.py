@@ -23,6 +23,10 @@ from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 _CURVE_POINTS = 60
 """Points of the curve of recall and precision."""
 
+_MAX_LISTED = 20
+_LISTED = {"row_id": pl.String(), "day": pl.String(), "score": pl.Float64()}
+"""Rows of the lists of misses and false alarms, and their columns."""
+
 _UNSEEN = "that neither the network nor the tails of its losses were fitted on"
 _ALL_BUT_FITTED = f"rows {_UNSEEN}: all but those of its training and validation parts"
 _CHANGED = "unknown, because the rows have changed since the training"
@@ -62,6 +66,21 @@ class Measures:
         return self.rows - self.anomalies
 
 
+@dataclass(frozen=True)
+class LabeledRow:
+    """A row whose flag contradicts its label.
+
+    Attributes:
+        row_id: Identity of the row.
+        day: ISO date, or `ALL_ROWS`.
+        score: Surprisal, nats.
+    """
+
+    row_id: str
+    day: str
+    score: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Labels:
     """Published scores, measured against the label.
@@ -73,6 +92,8 @@ class Labels:
         all_rows: Measures over all published rows with a known label.
         held_out: Measures over those that the model was not fitted on; None if these rows are unknown.
         held_out_is: Description of the held-out rows, or why they are unknown.
+        misses: Known anomalies that are not flagged, at most 20, the highest score first.
+        false_alarms: Flagged rows that are known to be normal, at most 20, the highest score first.
     """
 
     label: str
@@ -81,6 +102,8 @@ class Labels:
     all_rows: Measures
     held_out: Measures | None
     held_out_is: str
+    misses: tuple[LabeledRow, ...] = ()
+    false_alarms: tuple[LabeledRow, ...] = ()
 
 
 def measure(
@@ -146,8 +169,11 @@ def measure_labels(files: Mapping[str, PublishedDay], dataset: Dataset, bundle: 
     real, false_alarms = (rows_in_state(marks, state) for state in (MarkState.REAL, MarkState.FALSE_ALARM))
     fitted_days, learned = {*window.train, *window.validation} - {ALL_ROWS}, false_alarm_ids(paths)
     parts = [pl.DataFrame(schema={"score": pl.Float64, "is_anomaly": pl.Boolean, LABEL: pl.Boolean, "new": pl.Boolean})]
+    misses, alarms = (pl.DataFrame(schema=_LISTED) for _ in range(2))
     for day in sorted(files):
         rows = _with_marks(scored_and_known(files[day], paths), real, false_alarms)
+        misses = _highest(misses, rows.filter(pl.col(LABEL) & ~pl.col("is_anomaly")), day)
+        alarms = _highest(alarms, rows.filter(~pl.col(LABEL) & pl.col("is_anomaly")), day)
         unseen = ~pl.col("row_id").is_in(seen.implode()) if seen is not None else pl.lit(day not in fitted_days)
         unseen &= ~pl.col("row_id").is_in(learned.implode())
         parts.append(rows.select("score", "is_anomaly", LABEL, unseen.alias("new")))
@@ -161,7 +187,15 @@ def measure_labels(files: Mapping[str, PublishedDay], dataset: Dataset, bundle: 
         all_rows=_measure(labeled),
         held_out=_measure(labeled.filter("new")) if is_seen_known else None,
         held_out_is=message,
+        misses=tuple(LabeledRow(*row) for row in misses.iter_rows()),
+        false_alarms=tuple(LabeledRow(*row) for row in alarms.iter_rows()),
     )
+
+
+def _highest(highest: pl.DataFrame, rows: pl.DataFrame, day: str) -> pl.DataFrame:
+    """Return the rows with the highest scores of the highest so far and those of a day."""
+    both = pl.concat([highest, rows.select("row_id", pl.lit(day).alias("day"), "score")])
+    return both.sort("score", "row_id", descending=[True, False]).head(_MAX_LISTED)
 
 
 def false_alarm_ids(paths: DatasetPaths) -> pl.Series:

@@ -1,11 +1,12 @@
 // Sort, filter and expand the rows of the table, and render the charts. Without scripts, all rows and details are visible.
 (() => {
+  const number = (count) => count.toLocaleString("en-US");
   const table = document.querySelector("#rows");
   if (table) {
     const bodies = () => [...table.tBodies];
     const search = document.querySelector("#search"), flagged = document.querySelector("#flagged");
     const shown = document.querySelector("#shown"), all = document.querySelector("#all");
-    let picked = null, most = table.classList.contains("images") ? 6 : 20;
+    let picked = null, most = table.classList.contains("images") ? 5 : 20;
     const more = document.createElement("button");
     more.type = "button";
     more.className = "more";
@@ -24,8 +25,8 @@
         count += matches;
       }
       more.hidden = count <= limit;
-      more.textContent = `Show all ${count} rows`;
-      shown.textContent = `${Math.min(count, limit)} of ${bodies().length} rows shown`;
+      more.textContent = `Show all ${number(count)} rows`;
+      shown.textContent = `${number(Math.min(count, limit))} of ${number(bodies().length)} rows shown`;
       all.hidden = picked === null;
     };
     search.addEventListener("input", filter);
@@ -50,7 +51,9 @@
       const set = (open) => { button.setAttribute("aria-expanded", open); detail.hidden = !open; };
       set(false);
       button.addEventListener("click", () => set(detail.hidden));
-      if (location.hash === `#${button.closest("tbody").id}`) set(true);
+      const linked = () => { if (location.hash === `#${button.closest("tbody").id}`) { filter(); set(true); button.closest("tbody").scrollIntoView(); } };
+      window.addEventListener("hashchange", linked);
+      linked();
     }
     filter();
   }
@@ -62,11 +65,53 @@
     const more = document.createElement("button");
     more.type = "button";
     more.className = "more";
-    more.textContent = `Show ${rest.length} more ${list.dataset.noun}`;
+    more.textContent = `Show ${number(rest.length)} more ${list.dataset.noun}`;
     const show = (open) => { for (const row of rest) row.hidden = !open; more.hidden = open; };
     more.addEventListener("click", () => show(true));
     (list.tBodies ? list.parentElement : list).after(more);
     show(false);
+  }
+  // Each table can be saved as CSV, also the rows that are not shown. A cell that a spreadsheet takes for a formula gets a quote.
+  const cell = (text) => {
+    const plain = text.replace(/\s+/g, " ").trim(), safe = /^[=+@-]/.test(plain) && isNaN(plain.replaceAll(",", "")) ? `'${plain}` : plain;
+    return /[",]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
+  };
+  for (const saved of document.querySelectorAll("table[data-csv]")) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = "csv";
+    button.textContent = "CSV";
+    button.setAttribute("aria-label", `Download ${saved.dataset.csv} as CSV`);
+    button.addEventListener("click", () => {
+      const rows = [saved.tHead.rows[0], ...[...saved.tBodies].flatMap((body) => [...body.rows]).filter((row) => !row.classList.contains("detail"))];
+      const shown = rows.map((row) => [...row.cells].filter((each) => !each.querySelector(".pick") && each.dataset.csv !== "no"));
+      const link = document.createElement("a");
+      link.href = URL.createObjectURL(new Blob([shown.map((cells) => cells.map((each) => cell(each.dataset.value ?? each.textContent)).join(",") + "\r\n").join("")], { type: "text/csv" }));
+      link.download = `${saved.dataset.csv}.csv`;
+      link.click();
+      setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+    });
+    saved.parentElement.after(button);
+  }
+  // A page in a sandbox, or opened as a file, may not use the clipboard directly.
+  const copy = (text) => {
+    const area = document.createElement("textarea");
+    area.value = text;
+    document.body.append(area);
+    area.select();
+    const done = document.execCommand("copy");
+    area.remove();
+    return done;
+  };
+  for (const source of document.querySelectorAll(".copy")) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = "copies";
+    button.textContent = "copy";
+    const text = source.dataset.copy ?? source.textContent;
+    button.setAttribute("aria-label", `Copy ${text}`);
+    button.addEventListener("click", () => { button.textContent = copy(text) ? "copied" : "not copied"; button.focus(); });
+    source.after(" ", button);
   }
   // Marks are posted to the server of the page. A page that is opened as a file shows the command instead.
   if (location.protocol !== "file:") {

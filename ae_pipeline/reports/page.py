@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shlex
 from collections import Counter
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ import markupsafe
 
 from ae_pipeline.common.errors import ConfigError
 from ae_pipeline.common.escape import escape_json_in_html
-from ae_pipeline.common.text import pluralize, printable
+from ae_pipeline.common.text import one_in, pluralize, printable, short_number
 from ae_pipeline.monitoring.alerts import alerts_of
 from ae_pipeline.monitoring.daily_drift import read_drift
 from ae_pipeline.monitoring.day_assessment import first_with_verdict
@@ -33,7 +34,7 @@ from ae_pipeline.reports.summary import assessment_json, day_count
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 
-_CONTEXT_VERSION = 6
+_CONTEXT_VERSION = 7
 """Increased whenever the templates need other variables."""
 
 _CONSTANTS = {"max_explained": MAX_EXPLAINED, "detailed": DETAILED, "max_listed": 30}
@@ -256,9 +257,10 @@ def page_environment() -> jinja2.Environment:
     environment.filters["in_script"] = lambda text: markupsafe.Markup(escape_json_in_html(text))  # noqa: S704
     # A link to a row depends on its identity only, so that it stays valid when the order of the rows changes.
     environment.filters["mark"] = lambda row_id: hashlib.sha256(row_id.encode()).hexdigest()[:12]
+    environment.filters["slug"] = lambda title: re.sub("[^a-z0-9]+", "-", title.lower())
     environment.filters["shell"] = shlex.quote
     environment.filters["explained"] = _explain
-    environment.filters |= {"count": "{:,}".format, "percent": "{:.2%}".format}
+    environment.filters |= {"count": "{:,}".format, "percent": "{:.2%}".format, "one_in": one_in, "short": short_number}
     return environment
 
 

@@ -22,17 +22,21 @@ from ae_pipeline.latents.read import PublishedDay, published_day
 from ae_pipeline.monitoring.budget import ReportDay
 from ae_pipeline.reports.boxes import BOXES, hot_boxes
 from ae_pipeline.reports.files import record_report_file
+from ae_pipeline.reports.reasons import reason_of
 from ae_pipeline.scoring.calibration import benjamini_hochberg
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.hashing import hash_json
 from ae_pipeline.storage.parquet import detach, read_facts, whole, write_parquet
 from ae_pipeline.storage.paths import DatasetPaths
 
-REPORT_VERSION = "6"
+REPORT_VERSION = "7"
 """Increased whenever the same scores would give another report."""
 
 _MIN_RANKED = 10
 """Rows that are ranked of each day, so that they contain the ten most anomalous rows of all days."""
+
+_MAX_RANKED = 100_000
+"""Rows that are ranked of each day, so that a day on which nearly all rows are flagged fits into memory."""
 
 _BATCH_BYTES = 1 << 26
 """Size of the features that are explained together, bytes."""
@@ -60,7 +64,7 @@ DESCRIBED = {
     "is_discovery": "Whether the row is a discovery at the false discovery rate; null without a rate.",
     LABEL: "Whether the label marks the row as an anomaly; null if unknown.",
     "model_version": "Version of the model that scored the row.",
-    "because": "Explanation of the score as text; empty if the row is not flagged.",
+    "because": "Explanation of the score as text; empty if the row is not flagged, or beyond `alerts.report_rows`.",
     "contributions": "Contributions by column, the largest first: surprisal in nats, actual and expected value.",
     "boxes": "Hottest regions of a flagged image or patch: its pixels from `top` and `left` to below "
     "`bottom` and `right`, and the highest residual as a multiple of the usual one; empty for tables.",
@@ -117,21 +121,6 @@ class RankedRow:
         """
         text = because(self.contributions, names) if self.contributions and self.because else self.because
         return reason_of(text, is_marked=self.is_anomaly or bool(self.is_discovery))
-
-
-def reason_of(because: str, *, is_marked: bool) -> str:
-    """Return an explanation, with the remark that the row is not flagged if it is not.
-
-    Args:
-        because: Explanation of the row; may be empty if the row is not marked.
-        is_marked: Whether the row is flagged or a discovery.
-
-    >>> reason_of("load is 9, expected 1", is_marked=False)
-    'not flagged; most unusual: load is 9, expected 1'
-    """
-    if is_marked:
-        return because
-    return f"not flagged; most unusual: {because}" if because else "not flagged"
 
 
 def is_reported(day: str, published: PublishedDay | None, dataset: Dataset) -> bool:
@@ -289,7 +278,7 @@ def _day_file(paths: DatasetPaths, day: str) -> Path:
 
 @dataclass(frozen=True)
 class _Draft:
-    """A ranked day whose rows are not explained yet."""
+    """A ranked day whose rows are not explained yet. `features` are those of the first rows of `top`."""
 
     day: str
     facts: dict[str, str]
@@ -310,11 +299,12 @@ def _rank(day: str, published: PublishedDay | None, dataset: Dataset) -> _Draft:
     scored = _with_discoveries(scored, config.alerts.false_discovery_rate)
     known, flagged = scored[LABEL].fill_null(value=False), scored["is_anomaly"]
     marked = scored["is_discovery"].sum()
-    count = min(max(int(flagged.sum()), int(marked), _MIN_RANKED), config.alerts.report_rows, scored.height)
+    count = min(max(int(flagged.sum()), int(marked), _MIN_RANKED), _MAX_RANKED)
     # The identity breaks ties, so that the order is deterministic.
     top = scored.sort(["score", "row_id"], descending=[True, False]).head(count)
-    features = features_of(top["row_id"], day, paths)
-    top = top.join(features.select("row_id"), on="row_id", how="semi", maintain_order="left")
+    row_ids = pl.scan_parquet(whole(paths.features(day)), glob=False).select("row_id")
+    top = top.lazy().join(row_ids, on="row_id", how="semi", maintain_order="left").collect()
+    features = features_of(top["row_id"].head(config.alerts.report_rows), day, paths)
     counts = {"scored": scored.height, "flagged": flagged.sum(), "known_anomalies": known.sum()}
     counts |= {"known_flagged": (known & flagged).sum(), "discoveries": marked}
     facts = {name: str(int(value)) for name, value in counts.items()}
@@ -327,7 +317,8 @@ def _with_discoveries(scored: pl.DataFrame, rate: float | None) -> pl.DataFrame:
 
 
 def _explain(drafts: Sequence[_Draft], paths: DatasetPaths, bundle: ModelBundle) -> None:
-    marked = [draft.top["is_anomaly"] | draft.top["is_discovery"].fill_null(value=False) for draft in drafts]
+    tops = [draft.top.head(draft.features.height) for draft in drafts]
+    marked = [top["is_anomaly"] | top["is_discovery"].fill_null(value=False) for top in tops]
     # Days with features of other settings may have further columns.
     features = [draft.features.select(bundle.columns).filter(mask) for draft, mask in zip(drafts, marked, strict=True)]
     explanations = iter(bundle.explain(pl.concat(features, how="vertical_relaxed")) if drafts else [])
@@ -335,6 +326,8 @@ def _explain(drafts: Sequence[_Draft], paths: DatasetPaths, bundle: ModelBundle)
         parts: list[list[Contribution]] = [next(explanations) if is_marked else [] for is_marked in mask]
         regions = iter(hot_boxes(bundle, draft.features.filter(mask)))
         boxes = [[box._asdict() for box in next(regions)] if is_marked else [] for is_marked in mask]
+        beyond = draft.top.height - len(parts)
+        parts, boxes = parts + [[]] * beyond, boxes + [[]] * beyond
         ranked = draft.top.with_columns(
             boxes=pl.Series(boxes, dtype=_SCHEMA["boxes"]),
             because=pl.Series([because(row) for row in parts], dtype=pl.String),

@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 import yaml
 
+from ae_pipeline.common.text import short_number
 from ae_pipeline.config.display import ColumnNames
 from ae_pipeline.features.split import LABEL
 from ae_pipeline.latents.files import TableFiles
@@ -219,7 +220,9 @@ def _figures(values: pl.Series) -> dict[str, str]:
 
 
 def _short(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return short_number(value)
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _correlates(rows: pl.DataFrame, days: Sequence[str], dataset: Dataset) -> dict[str, str]:

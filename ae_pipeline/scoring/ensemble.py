@@ -158,11 +158,11 @@ class Ensemble:
         for row, nats, total in zip(measures, weighted, self(matrix).cpu().numpy(), strict=True):
             index = int(nats.argmax())
             if np.isfinite(nats[index]):
-                text = f"{row[index]:.1f} times the usual {_DESCRIPTIONS[index]}"
-                texts.append((text, f"{usual[index]:.1f} times at most in 99 %"))
+                text = f"{row[index]:,.1f} times the usual {_DESCRIPTIONS[index]}"
+                texts.append((text, f"{usual[index]:,.1f} times at most in 99 %"))
             else:
-                text = f"{total:.1f} nats over all measures of the row as a whole"
-                texts.append((text, f"{usual_total:.1f} nats at most in 99 %"))
+                text = f"{total:,.1f} nats over all measures of the row as a whole"
+                texts.append((text, f"{usual_total:,.1f} nats at most in 99 %"))
         return texts
 
     def _raw(self, matrix: Tensor) -> Tensor:

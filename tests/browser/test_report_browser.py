@@ -1,5 +1,6 @@
 """The pages in Chromium: no errors or requests, usable by mouse and by keyboard, and accessible."""
 
+import csv
 import datetime as dt
 import json
 from collections.abc import Iterator
@@ -217,7 +218,7 @@ def test_a_row_is_expanded_by_mouse_and_by_keyboard(visit: Visit) -> None:
     assert not detail.is_visible()
     button.click()
     assert detail.is_visible()
-    for message in ("actual", "expected", "surprisal, nats", "Nearest normal rows", "row_id ="):
+    for message in ("actual", "expected", "unusualness, nats", "Nearest normal rows", "row_id ="):
         assert message in detail.inner_text()
     assert detail.locator(".meter").count() == detail.locator("tbody tr").count() >= 2
     button.press("Enter")
@@ -232,6 +233,36 @@ def test_a_cause_filters_its_rows_and_can_be_cleared(visit: Visit) -> None:
     assert len(visit.shown()) == count
     visit.page.click("#all")
     assert visit.shown() == everything
+
+
+def test_a_table_is_saved_as_csv_and_an_identity_copied(visit: Visit) -> None:
+    with visit.page.expect_download() as saved:
+        visit.page.click("button[aria-label='Download rows as CSV']")
+    assert saved.value.suggested_filename == "rows.csv"
+    header, *lines = list(csv.reader(saved.value.path().read_text().splitlines()))
+    assert [header[0], header[1], header[-1]] == ["score", "row", "because"]
+    assert len(lines) == visit.page.locator("#rows > tbody").count() >= 10  # also those that are not shown
+    highest = visit.page.locator("#rows > tbody").first
+    assert [lines[0][0], lines[0][1]] == [highest.get_attribute("data-score"), highest.get_attribute("data-row")]
+    highest.locator(".open").click()
+    highest.locator(".copies").click()
+    assert highest.locator(".copies").inner_text() == "copied"
+    visit.page.fill("#search", "")
+    visit.page.press("#search", "Control+v")
+    assert visit.page.input_value("#search") == lines[0][1]
+
+
+def test_a_section_and_the_example_of_a_cause_are_linked(browser: Any, pages: dict[str, Path]) -> None:
+    visit = Visit(browser, pages["window"])
+    visit.page.focus("#most-anomalous-rows .anchor")
+    visit.page.keyboard.press("Enter")
+    assert visit.page.url.endswith("#most-anomalous-rows")
+    example = visit.page.locator("table.causes a[href^='#row-']").first
+    row = visit.page.locator(f"[id='{str(example.get_attribute('href'))[1:]}']")
+    example.click()
+    row.locator(".detail").wait_for()
+    assert row.get_attribute("data-row") == example.get_attribute("title")
+    visit.page.close()
 
 
 def test_a_link_to_a_row_expands_it(browser: Any, pages: dict[str, Path]) -> None:
@@ -255,7 +286,6 @@ def test_a_page_is_accessible_in_both_themes(browser: Any, pages: dict[str, Path
     violations = [
         f"{one['impact']}: {one['id']}: {one['nodes'][0]['html'][:200]}"
         for one in Axe().run(visit.page).response["violations"]
-        if one["impact"] in {"serious", "critical"}
     ]
     assert violations == []
     visit.page.close()

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from ae_pipeline.common.text import one_in
 from ae_pipeline.config.display import ColumnNames
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.orchestration.assets.common import (
@@ -155,7 +156,13 @@ def _check_results(context: dg.AssetExecutionContext, reported: "ReportedDays") 
 def _latest_metadata(report: "Report", workspace: Workspace, names: ColumnNames) -> dict[str, Any]:
     """Return what a person looks at: the assessment of the newest day, plots, and the highest-scoring rows."""
     rows = [
-        (row.row_id, row.event_time or "", f"{row.score:.1f}", f"{row.p_value:.2g}", row.reason_as(names))
+        (
+            row.row_id,
+            row.event_time or "",
+            f"{row.score:,.1f}",
+            f"{row.p_value:.2g} ({one_in(row.p_value)})",
+            row.reason_as(names),
+        )
         for row in report.strangest[:_ROWS]
     ]
     return {

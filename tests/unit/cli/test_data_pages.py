@@ -25,6 +25,7 @@ from ae_pipeline.cli.guard import Guard, access
 from ae_pipeline.cli.mark import MarkOptions
 from ae_pipeline.cli.mark import mark as cli_mark
 from ae_pipeline.common.errors import BundleError, ConfigError, StorageError
+from ae_pipeline.common.text import one_in
 from ae_pipeline.config.columns import ColumnDisplay
 from ae_pipeline.features.split import LABEL
 from ae_pipeline.gate.blindness import RecentAlerts
@@ -491,7 +492,8 @@ def test_a_row_shows_all_columns_actual_and_reconstructed(prepared: Dataset, fit
 
 
 def test_all_pages_name_columns_by_their_titles_and_units(dataset: Dataset, fitted: Fitted) -> None:
-    display = {"load": ColumnDisplay(title="motor load", unit="kW"), "power": ColumnDisplay(unit="W")}
+    codes = ColumnDisplay(codes={mode: f"mode {mode}" for mode in fitted.features(fitted.days[0])["mode"].unique()})
+    display = {"load": ColumnDisplay(title="motor load", unit="kW"), "power": ColumnDisplay(unit="W"), "mode": codes}
     dataset = replace(dataset, config=dataset.config.model_copy(update={"display": display}))
     day, client = summary_of(dataset)["verdict"]["day"], client_of(dataset)
     strange = read_ranked(dataset.paths).filter(pl.col("because").str.starts_with("load is")).row(0, named=True)
@@ -499,6 +501,8 @@ def test_all_pages_name_columns_by_their_titles_and_units(dataset: Dataset, fitt
     spoken = f"motor load is {first['actual']} kW, expected {first['expected']} kW"
     page = Text(day_page(day, dataset, fitted.bundle, 3).read_text()).text
     assert spoken in page  # the reason
+    rarity = f"{strange['p_value']:.2g} {one_in(strange['p_value'])}"
+    assert rarity in page
     assert f"motor load {first['column']}{first['actual']} kW{first['expected']} kW" in page  # the parts of the score
     assert re.search(r"Values: .*motor load -?[\d.]+ kW, .*power -?[\d.]+ W", page)
     assert re.search(r"\n\d+motor load", page)  # the causes
@@ -513,6 +517,8 @@ def test_all_pages_name_columns_by_their_titles_and_units(dataset: Dataset, fitt
     assert "load" in content["names"]  # of the file to download
     of_row = Text(row_page(row_id, day, dataset, fitted.bundle) or "").text
     assert f"motor load load{first['actual']} kW" in of_row
+    assert rarity in of_row
+    assert re.search(r"\nmodemode \w+", of_row)
     mark = Text(client.get(f"/mark/sensors?{urlencode({'kind': 'row', 'subject': row_id})}").text).text
     assert spoken in mark
     assert "motor load (" in client.get("/contract/sensors").text

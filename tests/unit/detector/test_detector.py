@@ -307,7 +307,7 @@ class TestExplanations:
         monkeypatch.setattr(explanation, "_is_expected", lambda *_: True)
         for parts in fitted.bundle.explain(head(fitted, 3)):
             assert [part.column for part in parts] == ["row"]
-            assert parts[0].actual == f"{parts[0].surprisal:.1f} nats of surprisal over all its values"
+            assert parts[0].actual == f"{parts[0].surprisal:.1f} nats of unusualness over all its values"
 
     @pytest.mark.usefixtures("expected_values_too")
     def test_the_surprisal_of_columns_never_rises(self, fitted: Fitted) -> None:

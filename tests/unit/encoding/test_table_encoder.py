@@ -327,7 +327,9 @@ _NUMBERS = [10.0, 20.0, 30.0, 40.0, 50.0]  # median 30, quartiles 20 and 40
     ("value", "kind", "train", "part", "actual", "expected"),
     [
         (55.5, ColumnType.NUMBER, _NUMBERS, [0, 0], "55.5", "30"),
-        (1234.6, ColumnType.NUMBER, _NUMBERS, [math.asinh(1.349), 0.1], "1235", "50"),
+        (1234.6, ColumnType.NUMBER, _NUMBERS, [math.asinh(1.349), 0.1], "1,235", "50"),
+        (30.0, ColumnType.NUMBER, _NUMBERS, [-9, 0], "30", "10"),  # no value outside the training rows is expected
+        (30.0, ColumnType.NUMBER, _NUMBERS, [9, 0.1], "30", "50"),
         (None, ColumnType.NUMBER, _NUMBERS, [0, 0.9], "missing", "missing (else 30)"),
         (math.nan, ColumnType.NUMBER, _NUMBERS, [0, 0.2], "missing", "30"),
         (1065.0, ColumnType.CLOCK_HHMM, [0.0, 700.0], [1, 0, 0], "17:45", "06:00"),
@@ -391,7 +393,7 @@ def test_an_identity_above_2_to_53_is_left_out_although_floats_repeat() -> None:
 def test_integers_and_decimals_are_shown_exactly() -> None:
     rows = pl.DataFrame({"a": np.arange(200) * 1.5, "b": np.arange(200) % 50 * 2.0})
     encoder = fit_table_encoder(rows, [number("a"), FeatureColumn("b", ColumnType.INTEGER)])
-    assert encoder.speak("a", Decimal("12345678901234567890.10")) == "12345678901234567890.10"
-    assert encoder.speak("b", 2**60 + 1) == "1152921504606846977"
+    assert encoder.speak("a", Decimal("12345678901234567890.10")) == "12,345,678,901,234,567,890.10"
+    assert encoder.speak("b", 2**60 + 1) == "1,152,921,504,606,846,977"
     assert encoder.speak("b", 12.0) == "12"
     assert encoder.speak("a", 1e300) == "1e+300"

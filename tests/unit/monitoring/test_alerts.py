@@ -241,7 +241,7 @@ def run_failure_sensor(shop: Shop, done: dg.ExecuteInProcessResult) -> None:
 class TestEvents:
     def test_a_first_run_without_problems_raises_no_alert(self, shop: Shop, hook: Hook) -> None:
         assert hook.posted == []
-        assert "<h2>Alerts</h2>" not in page_of(shop)
+        assert '<h2 id="alerts">' not in page_of(shop)
 
     def test_a_new_day_over_its_budget_raises_an_alert(self, shop: Shop, hook: Hook) -> None:
         shop.land(DAYS[-1], orders_csv(DAYS[-1]).replace(",DE,", ",DE,9999"))

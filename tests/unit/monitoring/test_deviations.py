@@ -69,6 +69,8 @@ class TestColumns:
         display = {"load": ColumnDisplay(title="motor load", unit="kW"), "mode": ColumnDisplay(unit="%")}
         (named,) = deviations_of(drift, day, bundle, fitted.config.drift, ColumnNames(display))
         assert named.message.startswith(f"the median of motor load is 77 kW, usually {usual:.4g} kW (stability")
+        (large,) = deviations_of(drift, day.with_columns(load=pl.lit(12345.0)), bundle, fitted.config.drift)
+        assert large.message.startswith("the median of load is 12,345, usually")
 
     def test_a_column_name_with_quotes_is_valid_in_the_query(self, bundle: ModelBundle) -> None:
         name = 'load "A" in %'

@@ -138,6 +138,16 @@ class TestOfAReport:
         assert "The label of 100 further rows is unknown." in page
         assert f"all but {labelled.days[0]} to {labelled.days[31]}." in page
 
+    def test_misses_and_false_alarms_are_listed(self, labelled: Fitted, report: Report) -> None:
+        rows = scores_and_labels(labelled, labelled.days[-10:]).sort("score", descending=True)
+        page = report.page.read_text().split('<h2 id="misses-and-false-alarms">')[1].split("<h2")[0]
+        assert report.labels is not None
+        for wrong_rows, is_known in ((report.labels.misses, True), (report.labels.false_alarms, False)):
+            wrong = rows.filter((pl.col(LABEL) == is_known) & (pl.col("is_anomaly") != is_known))
+            assert [each.row_id for each in wrong_rows] == wrong["row_id"].head(20).to_list()
+            assert wrong.height > 0
+            assert all(each.row_id in page for each in wrong_rows)
+
     def test_days_and_ranked_rows_contain_the_labels(self, labelled: Fitted, report: Report) -> None:
         table = pl.read_delta(labelled.paths.latents)
         known = pl.concat([labelled.features(day).select("row_id", LABEL) for day in labelled.days[-10:]])

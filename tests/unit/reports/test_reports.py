@@ -148,12 +148,21 @@ class TestRanking:
         assert page.count("◆</td>") == pl.read_parquet(marked.alerts)["is_discovery"].sum()
         assert pl.read_delta(planted.paths.latents).equals(table)
 
-    def test_the_configuration_limits_the_number_of_ranked_rows(self, planted: Fitted, days: tuple[str, ...]) -> None:
+    def test_the_configuration_limits_listed_and_explained_rows(self, planted: Fitted, days: tuple[str, ...]) -> None:
         alerts = planted.config.alerts.model_copy(update={"report_rows": 4})
         config = planted.config.model_copy(update={"alerts": alerts})
         few = replace(planted, bundle=with_config(planted.bundle, config))
-        highest = pl.read_delta(planted.paths.latents).sort("score", descending=True).head(4)
-        assert [row.row_id for row in reported(few, days).strangest] == highest["row_id"].to_list()
+        table = pl.read_delta(planted.paths.latents)
+        highest, report = table.sort("score", descending=True).head(4), reported(few, days)
+        assert [row.row_id for row in report.strangest] == highest["row_id"].to_list()
+        alerts = pl.read_parquet(report.alerts).filter("is_anomaly")  # the file has all of them
+        assert set(alerts["row_id"]) == set(table.filter("is_anomaly")["row_id"])
+        explained = alerts.filter(pl.col("contributions").list.len() > 0)
+        assert (
+            explained.height
+            == table.filter("is_anomaly").group_by("date").len()["len"].clip(upper_bound=4).sum()
+            < alerts.height
+        )
 
 
 class TestPage:
