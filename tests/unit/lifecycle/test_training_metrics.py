@@ -38,7 +38,8 @@ def test_errors_are_in_the_units_of_their_columns(fitted: Fitted) -> None:
 def test_a_screening_without_rows_is_no_metric() -> None:
     facts = ScreeningFacts(judged_by="its own scores", message="", rows={"validation": 0, "calibration": 7})
     assert screening_metrics(facts) == {"screening.calibration.rows": 7.0}
-    assert screening_metrics(None) == screening_tags(None) == {}
+    assert screening_metrics(None) == {}
+    assert screening_tags(None) == {}
     assert screening_tags(facts) == {"screening.changed": "none"}
     changed = facts.model_copy(update={"changed": ("validation", "calibration")})
     assert screening_tags(changed) == {"screening.changed": "validation, calibration"}

@@ -149,8 +149,8 @@ class TestRanking:
         assert pl.read_delta(planted.paths.latents).equals(table)
 
     def test_the_configuration_limits_listed_and_explained_rows(self, planted: Fitted, days: tuple[str, ...]) -> None:
-        alerts = planted.config.alerts.model_copy(update={"report_rows": 4})
-        config = planted.config.model_copy(update={"alerts": alerts})
+        settings = planted.config.alerts.model_copy(update={"report_rows": 4})
+        config = planted.config.model_copy(update={"alerts": settings})
         few = replace(planted, bundle=with_config(planted.bundle, config))
         table = pl.read_delta(planted.paths.latents)
         highest, report = table.sort("score", descending=True).head(4), reported(few, days)
