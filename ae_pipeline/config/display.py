@@ -83,7 +83,7 @@ class ColumnNames:
         if is_missing := _MISSING.fullmatch(text):
             return f"{is_missing[1]}{self.value(column, is_missing[2])})"
         if display.codes:
-            plain = text.replace(",", "")
+            plain = text.replace(",", "") if _is_number(text) else text
             if code := next((each for each in (text, plain) if each in display.codes), None):
                 return self._name(column, code)
             text = _EXPECTED.sub(lambda each: self._name(column, each["value"]) + each["share"] + each["rest"], text)

@@ -77,7 +77,7 @@ class AlertsConfig(Section):
         default=200,
         ge=1,
         description="Maximum number of rows that a page lists, and that are explained of a day, highest score first. "
-        "`alerts.parquet` has all flagged rows.",
+        "`alerts.parquet` has all flagged rows, up to 20,000 of a day.",
     )
     webhook: str | None = Field(
         default=None,

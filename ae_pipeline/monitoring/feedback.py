@@ -112,6 +112,10 @@ class Mark:
         """Whether it says of a single row that it is a false alarm."""
         return self.is_judged_row and self.state == MarkState.FALSE_ALARM
 
+    def is_like(self, other: "Mark") -> bool:
+        """Whether its cause shares a column with that of another mark, for the same entity or for all."""
+        return self.entity in {"", other.entity} and not set(self.columns).isdisjoint(other.columns)
+
 
 @dataclass(frozen=True, kw_only=True)
 class FlaggedRow:
@@ -206,7 +210,8 @@ def review(rows: Sequence[FlaggedRow], marks: Sequence[Mark], days: Collection[s
     Another version of the model gives the same rows other scores and causes. Those of the marked rows then say what the
     cause of an entity looks like, and how large it was.
 
-    Repeated false alarms of one entity make their cause known there for the versions that were trained after them.
+    Repeated false alarms of one entity make their cause known there for the versions that were trained after them. A
+    later judgement of a cause that shares a column with it ends that.
 
     Args:
         rows: Flagged rows of all days.
@@ -226,6 +231,12 @@ def review(rows: Sequence[FlaggedRow], marks: Sequence[Mark], days: Collection[s
     continued: set[str] = set()
     positions = {id(mark): position for position, mark in enumerate(marks)}
     repeated = {max(positions[id(by_row[row_id])] for row_id in mark.rows): mark for mark in repeated_alarms(by_row)}
+    ends = [
+        (positions[id(mark)], mark)
+        for mark in last.values()
+        if mark.kind == MarkKind.CAUSE and mark.state != MarkState.KNOWN
+    ]
+    repeated = {at: mark for at, mark in repeated.items() if not any(a > at and end.is_like(mark) for a, end in ends)}
     of_causes = {positions[id(mark)]: mark for mark in last.values()} | repeated
     for position, mark in sorted(of_causes.items(), key=itemgetter(0)):
         if mark.kind == MarkKind.CAUSE and mark.state == MarkState.KNOWN:
@@ -258,15 +269,15 @@ def _has_grown(row: FlaggedRow, mark: Mark) -> bool:
     Another version may score the same values higher. A row that was marked itself then counts as changed if its cause
     is another one as well. The rows of a marked cause say what it looks like under that version.
     """
-    has_other_cause = mark.kind == MarkKind.ROW and set(row.columns).isdisjoint(mark.columns)
+    has_other_cause = mark.kind == MarkKind.ROW and bool(row.columns) and set(row.columns).isdisjoint(mark.columns)
     return (has_other_cause or not _is_of_other_version(row, mark)) and row.score > mark.sizes.get(
         "score", 0.0
     ) + GROWTH_NATS
 
 
 def _concerns(mark: Mark, row: FlaggedRow, causes: Collection[tuple[str, ...]] = ()) -> bool:
-    """Return whether a row is of the cause of a mark, on its day or later."""
-    is_same = row.columns in {mark.columns, *causes} and mark.entity in {"", row.entity}
+    """Return whether a row is of the cause of a mark, on its day or later. A row without explanation has no cause."""
+    is_same = bool(row.columns) and row.columns in {mark.columns, *causes} and mark.entity in {"", row.entity}
     return is_same and (row.day >= mark.day or row.day == ALL_ROWS)
 
 
@@ -282,7 +293,7 @@ def _continued(
         days: All days with rows.
     """
     marked = [row for row in covered_rows if row.row_id in mark.rows and not _has_grown(row, mark)]
-    causes = {row.columns for row in marked} if mark.entity else ()
+    causes = {row.columns for row in marked if row.columns} if mark.entity else ()
     rescored = [row.score for row in marked if _is_of_other_version(row, mark)]
     highest = max(rescored, default=mark.sizes.get("score", 0.0)) + GROWTH_NATS
     by_day: dict[str, list[FlaggedRow]] = {}
@@ -303,12 +314,14 @@ def _continued(
 def repeated_alarms(by_row: Mapping[str, Mark]) -> list[Mark]:
     """Return a mark of the cause as known for each entity with at least `REPEATED` false alarms of like causes.
 
+    There is none if a row of the entity with a like cause is marked as real.
+
     Args:
         by_row: Last mark that covers each row, by identity.
     """
     by_entity: dict[str, dict[str, Mark]] = {}
     for row_id, mark in by_row.items():
-        if mark.is_false_alarm_of_row and mark.entity:
+        if mark.is_false_alarm_of_row and mark.entity and mark.columns:
             by_entity.setdefault(mark.entity, {})[row_id] = mark
     repeated = []
     for entity, of_entity in by_entity.items():
@@ -316,20 +329,20 @@ def repeated_alarms(by_row: Mapping[str, Mark]) -> list[Mark]:
         alarms = {row_id: mark for row_id, mark in of_entity.items() if not set(columns).isdisjoint(mark.columns)}
         if len(alarms) < REPEATED:
             continue
-        repeated.append(
-            Mark(
-                kind=MarkKind.CAUSE,
-                subject="+".join(columns),
-                state=MarkState.KNOWN,
-                day=max(mark.day for mark in alarms.values()),
-                entity=entity,
-                columns=columns,
-                rows={row_id: mark.day for row_id, mark in alarms.items()},
-                sizes={
-                    "rows": max(Counter(mark.day for mark in alarms.values()).values()),
-                    "score": max(mark.sizes.get("score", 0.0) for mark in alarms.values()),
-                },
-                model_version=max(mark.model_version for mark in alarms.values()),
-            )
+        known = Mark(
+            kind=MarkKind.CAUSE,
+            subject="+".join(columns),
+            state=MarkState.KNOWN,
+            day=max(mark.day for mark in alarms.values()),
+            entity=entity,
+            columns=columns,
+            rows={row_id: mark.day for row_id, mark in alarms.items()},
+            sizes={
+                "rows": max(Counter(mark.day for mark in alarms.values()).values()),
+                "score": max(mark.sizes.get("score", 0.0) for mark in alarms.values()),
+            },
+            model_version=max(mark.model_version for mark in alarms.values()),
         )
+        if not any(mark.state == MarkState.REAL and mark.is_like(known) for mark in by_row.values()):
+            repeated.append(known)
     return repeated

@@ -35,11 +35,11 @@ REPORT_VERSION = "7"
 _MIN_RANKED = 10
 """Rows that are ranked of each day, so that they contain the ten most anomalous rows of all days."""
 
-_MAX_RANKED = 100_000
+_MAX_RANKED = 20_000
 """Rows that are ranked of each day, so that a day on which nearly all rows are flagged fits into memory."""
 
 _BATCH_BYTES = 1 << 26
-"""Size of the features that are explained together, bytes."""
+"""Size of the ranked rows and features that are explained together, bytes."""
 
 _SCHEMA = {
     "row_id": pl.String(),
@@ -201,7 +201,7 @@ def report_days(
         if not is_reported(day, files.get(day), dataset):
             drafts.append(_rank(day, files.get(day), dataset))
         # Explaining one row costs nearly as much as explaining a thousand, so days are explained together.
-        if sum(draft.features.estimated_size() for draft in drafts) > _BATCH_BYTES:
+        if sum(draft.size for draft in drafts) > _BATCH_BYTES:
             _explain(drafts, paths, bundle)
             drafts.clear()
     _explain(drafts, paths, bundle)
@@ -285,6 +285,11 @@ class _Draft:
     top: pl.DataFrame
     features: pl.DataFrame
 
+    @property
+    def size(self) -> int:
+        """Size of both, bytes."""
+        return int(self.top.estimated_size() + self.features.estimated_size())
+
 
 def _rank(day: str, published: PublishedDay | None, dataset: Dataset) -> _Draft:
     config, paths = dataset.config, dataset.paths
@@ -299,7 +304,10 @@ def _rank(day: str, published: PublishedDay | None, dataset: Dataset) -> _Draft:
     scored = _with_discoveries(scored, config.alerts.false_discovery_rate)
     known, flagged = scored[LABEL].fill_null(value=False), scored["is_anomaly"]
     marked = scored["is_discovery"].sum()
-    count = min(max(int(flagged.sum()), int(marked), _MIN_RANKED), _MAX_RANKED)
+    wanted = max(int(flagged.sum()), int(marked), _MIN_RANKED)
+    count = min(wanted, _MAX_RANKED)
+    if wanted > count:
+        logger.warning(f"{day}: {wanted:,} rows are flagged; the report and alerts.parquet have the highest {count:,}")
     # The identity breaks ties, so that the order is deterministic.
     top = scored.sort(["score", "row_id"], descending=[True, False]).head(count)
     row_ids = pl.scan_parquet(whole(paths.features(day)), glob=False).select("row_id")

@@ -206,7 +206,8 @@ def _mark_of_rows(request: MarkRequest, rows: Sequence[FlaggedRow], version: int
         chosen = [
             row
             for row in rows
-            if cause_key(row.columns) == request.subject
+            if row.columns  # one without explanation has no cause
+            and cause_key(row.columns) == request.subject
             and request.day in {"", row.day}
             and request.entity in {"", row.entity}
         ]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from ae_pipeline.lifecycle.promote import Decision
     from ae_pipeline.registry.versions import TrackedVersion
     from ae_pipeline.storage.dataset import Dataset
+
+_LAUNCH_SECONDS = 20.0
+"""How long a launch waits for the model store. Dagster ends a call of the code server after a minute."""
 
 _DESCRIPTION = """\
 **The model version that serves.** The challenger is promoted if it passes every rule of the gate. A person goes back to
@@ -125,6 +129,13 @@ def _launch_check(pipeline: PipelineConfig) -> LaunchCheck | None:
     def refusal_of(values: Mapping[str, Any], refusal: str) -> str:
         if values["version"] is None:
             return refusal
+        answers: list[str] = []
+        asking = Thread(target=lambda: answers.append(checked(values, refusal)), name="launch_check", daemon=True)
+        asking.start()
+        asking.join(_LAUNCH_SECONDS)
+        return answers[0] if answers else refusal  # without an answer the run checks
+
+    def checked(values: Mapping[str, Any], refusal: str) -> str:
         from ae_pipeline.lifecycle.promote import RollbackRequest, rollback_target
         from ae_pipeline.lifecycle.versions import describe_versions
 

@@ -141,6 +141,33 @@ class TestRepeatedFalseAlarms:
         assert self.hidden([*self.marks(), of_all], row(DAYS[3])) == 0
         assert self.hidden([of_all, *self.marks()], row(DAYS[3])) == 1
 
+    @pytest.mark.parametrize("columns", ["delay", "dest"])
+    def test_a_real_row_with_a_like_cause_ends_it(self, columns: str) -> None:
+        later = row(DAYS[5], columns=columns)
+        real = replace(known(later, state=MarkState.REAL, entity="UA|1"), kind=MarkKind.ROW, subject=later.row_id)
+        assert self.hidden([*self.marks(), real], row(DAYS[8])) == (columns == "dest")
+
+    @pytest.mark.parametrize("state", [MarkState.CLEARED, MarkState.REAL])
+    def test_a_judgement_of_one_of_several_like_causes_ends_all(self, state: MarkState) -> None:
+        alarms = [
+            replace(mark, columns=("delay", other), subject=f"delay+{other}")
+            for mark, other in zip(self.marks(), ("dest", "origin", "time"), strict=True)
+        ]
+        flagged = [replace(row(DAYS[4]), columns=("delay", "time"), model_version=2)]
+        end = replace(known(flagged[0], state=state, entity="UA|1"), columns=("delay", "dest"), rows={})
+        assert len(review(flagged, alarms, DAYS).states) == 1
+        assert review(flagged, [*alarms, end], DAYS).states == {}
+
+
+def test_a_row_without_explanation_has_no_cause_that_a_mark_covers() -> None:
+    first, bare = row(DAYS[0]), [replace(row(day), columns=(), model_version=2) for day in DAYS[:3]]
+    entity = known(first, entity="UA|1")
+    assert review(bare, [entity], DAYS).states == {first.row_id: MarkState.KNOWN}
+    nothing = replace(known(first), columns=(), subject="")
+    assert review(bare[1:], [nothing], DAYS).states == {}
+    alarm = replace(known(first, state=MarkState.FALSE_ALARM), kind=MarkKind.ROW, subject=first.row_id)
+    assert review(bare[:1], [alarm], DAYS).states == {first.row_id: MarkState.FALSE_ALARM}
+
 
 class TestWhatIsTakenBack:
     @pytest.mark.parametrize("state", [MarkState.CLEARED, MarkState.REAL])
