@@ -45,16 +45,20 @@ class CheckedSchema(dg.Shape):
     Args:
         model: Model that the values must fulfil.
         check: Further check, for example against the model store.
+        name: What the check is about, such as the dataset. Dagster takes schemas with one key for the same, and would
+            check each launch with the check of the first.
     """
 
-    def __new__(cls, _: type[BaseModel], __: LaunchCheck | None = None) -> "CheckedSchema":
+    def __new__(cls, _: type[BaseModel], __: LaunchCheck | None = None, ___: str = "") -> "CheckedSchema":
         """Return a new schema: equal shapes are one object otherwise, which lacks the model."""
         schema = object.__new__(cls)
         schema._initialized = False
         return schema
 
-    def __init__(self, model: type[BaseModel], check: LaunchCheck | None = None) -> None:
+    def __init__(self, model: type[BaseModel], check: LaunchCheck | None = None, name: str = "") -> None:
         super().__init__(plain_schema(model))  # type: ignore[no-untyped-call]
+        if check:
+            self.key = f"{self.key}.{name}"
         self._model = model
         self._check = check or (lambda _, refusal: refusal)
 

@@ -165,6 +165,26 @@ def test_a_launch_without_what_it_needs_is_refused(
         resolved.execute_in_process(run_config={"ops": {f"flights__{op}": {"config": config}}})
 
 
+def test_a_launch_is_checked_against_its_own_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Versions([TrackedVersion("flights", 1, "run", {GATE_TAG: GATES[1]})], serving=1)
+    monkeypatch.setattr(Workspace, "tracker", lambda _: store)
+    job, config = defs().resolve_job_def("shuttle_rollback"), {"version": 9, "why": "a typing error"}
+    with pytest.raises(dg.DagsterInvalidConfigError, match="'shuttle' has no version 9"):
+        job.execute_in_process(run_config={"ops": {"shuttle__champion": {"config": config}}})
+
+
+def test_a_launch_does_not_wait_for_a_slow_model_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    released = threading.Event()
+    monkeypatch.setattr("ae_pipeline.orchestration.assets.champion._LAUNCH_SECONDS", 0.05)
+    monkeypatch.setattr(Workspace, "tracker", lambda _: released.wait(30) or Versions([], serving=1))
+    job, config = defs().resolve_job_def("flights_rollback"), {"version": 9}
+    try:
+        with pytest.raises(dg.DagsterInvalidConfigError, match="a rollback needs a reason, which the history keeps"):
+            job.execute_in_process(run_config={"ops": {"flights__champion": {"config": config}}})
+    finally:
+        released.set()
+
+
 def _sources(kind: object, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
     """Yield the paths of the fields whose `{env: NAME}` Dagster resolves."""
     if "Source" in str(getattr(kind, "key", "")):

@@ -72,7 +72,7 @@ def build_champion(pipeline: PipelineConfig) -> dg.AssetsDefinition:
         checks=_CHECKS,
         kinds={"mlflow"},
         upstream=["autoencoder"],
-        config_schema=CheckedSchema(ChampionConfig, _launch_check(pipeline)),
+        config_schema=CheckedSchema(ChampionConfig, _launch_check(pipeline), pipeline.dataset),
     )
     def champion(context: dg.AssetExecutionContext, workspace: Workspace, run_lock: RunLock) -> dg.MaterializeResult:  # type: ignore[type-arg]
         from ae_pipeline.lifecycle.publish import load_champion

@@ -153,10 +153,12 @@ class TestRepeatedFalseAlarms:
             replace(mark, columns=("delay", other), subject=f"delay+{other}")
             for mark, other in zip(self.marks(), ("dest", "origin", "time"), strict=True)
         ]
-        flagged = [replace(row(DAYS[4]), columns=("delay", "time"), model_version=2)]
-        end = replace(known(flagged[0], state=state, entity="UA|1"), columns=("delay", "dest"), rows={})
-        assert len(review(flagged, alarms, DAYS).states) == 1
-        assert review(flagged, [*alarms, end], DAYS).states == {}
+        as_now = [replace(each, columns=mark.columns) for each, mark in zip(self.ALARMS, alarms, strict=True)]
+        later = replace(row(DAYS[4]), columns=("delay", "time"))
+        flagged = [replace(each, model_version=2) for each in (*as_now, later)]
+        end = replace(known(later, state=state, entity="UA|1"), columns=("delay", "dest"), rows={})
+        assert review(flagged, alarms, DAYS).states[later.row_id] == MarkState.KNOWN
+        assert later.row_id not in review(flagged, [*alarms, end], DAYS).states
 
 
 def test_a_row_without_explanation_has_no_cause_that_a_mark_covers() -> None:
