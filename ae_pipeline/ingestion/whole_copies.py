@@ -12,7 +12,7 @@ from ae_pipeline.ingestion.ledger import LandedFile
 from ae_pipeline.storage.files import atomic_write
 from ae_pipeline.storage.integrity import is_sealed
 from ae_pipeline.storage.parquet import read_facts
-from ae_pipeline.storage.paths import DatasetPaths
+from ae_pipeline.storage.paths import MEMBER, DatasetPaths
 
 _KEPT_SECONDS = 86_400.0
 """Time after which the bytes of all copies are read again, because a disk can lose them without changing the file."""
@@ -44,7 +44,7 @@ class WholeCopies:
     def has(self, entry: LandedFile) -> bool:
         """Return whether the staged copy and the quarantine file of a landed file are there and not damaged."""
         return all(
-            name is None or self._is_whole(kind, f"{name}.parquet")
+            name is None or self._is_whole(kind, f"{name.partition(MEMBER)[0]}.parquet")
             for kind, name in enumerate((entry.staged, entry.rejected_copy))
         )
 

@@ -9,15 +9,16 @@ import polars as pl
 
 from ae_pipeline.common.errors import SchemaError, StorageError
 from ae_pipeline.common.text import abbreviate, pluralize
-from ae_pipeline.ingestion.batch import IMAGE_FACT
 from ae_pipeline.ingestion.contract import SchemaContract, contract_in_force, load_contract
 from ae_pipeline.ingestion.landing_folder import list_landing
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger
-from ae_pipeline.ingestion.staged import entry_fact, has_whole_copies, kept_contract, stored_entry
+from ae_pipeline.ingestion.packs import IMAGE_FACT, entry_fact, first_row, stored_entries
+from ae_pipeline.ingestion.staged import has_whole_copies, kept_contract, read_staged
 from ae_pipeline.ingestion.withdrawals import replay_withdrawals
 from ae_pipeline.lifecycle.doctor.problem import Problem, remove, set_aside
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.files import write_text
+from ae_pipeline.storage.hashing import hash_json
 from ae_pipeline.storage.parquet import damage_of, read_facts, write_parquet
 from ae_pipeline.storage.paths import DatasetPaths
 
@@ -150,6 +151,11 @@ def _recover_copy(name: str, entry: LandedFile, ledger: Ledger, dataset: Dataset
     target = paths.staged(str(entry.staged))
     if target.exists():
         set_aside(target, paths)
+    if first_row(entry) is not None:  # the other files of the pack are landed, or get a copy in the same way
+        entry = replace(entry, staged=hash_json([name, entry.sha256, entry.contract]))
+        target = paths.staged(str(entry.staged))
+        current = Ledger.load(paths.ledger)
+        Ledger({**current.files, name: entry}).save(paths.ledger)
     parts = [_empty_copy(contract)]
     for day in entry.days:
         if not read_facts(paths.raw(day)):
@@ -158,9 +164,9 @@ def _recover_copy(name: str, entry: LandedFile, ledger: Ledger, dataset: Dataset
         if not dataset.config.identity:  # raw_data numbers equal rows
             rows = rows.with_columns(pl.col("row_id").str.replace(r"-\d+$", ""))
         known = [
-            pl.read_parquet(path, columns=["row_id", "_day"], glob=False).filter(pl.col("_day") == day)["row_id"]
+            read_staged(other, source, paths, ["row_id", "_day"]).filter(pl.col("_day") == day)["row_id"]
             for source, other in ledger.sources(day)
-            if source != name and other.staged and read_facts(path := paths.staged(other.staged))
+            if source != name and other.staged and read_facts(paths.staged(other.staged))
         ]
         others = pl.concat([pl.Series("row_id", [], pl.String), *known]).value_counts(name="others")
         rows = (
@@ -186,20 +192,19 @@ def _rebuild_ledger(paths: DatasetPaths) -> None:
         set_aside(paths.ledger, paths)
     files: dict[str, LandedFile] = {}
     for path in sorted(paths.staged("_").parent.glob("[!.]*.parquet")):
-        known = stored_entry(path) or _entry_of_copy(path)
-        if known is None:  # damaged; its file is read again if it is still there
+        known = stored_entries(path) or _entry_of_copy(path)
+        if not known:  # damaged; its file is read again if it is still there
             set_aside(path, paths)
-            continue
-        name, entry = known
-        if name not in files or entry.landed_ns > files[name].landed_ns:
-            files[name] = entry
+        for name, entry in known.items():
+            if name not in files or entry.landed_ns > files[name].landed_ns:
+                files[name] = entry
     replay_withdrawals(Ledger(files), paths).save(paths.ledger)
 
 
-def _entry_of_copy(path: Path) -> tuple[str, LandedFile] | None:
-    """Return an entry for a staged copy of an earlier version, whose footer does not name its file."""
+def _entry_of_copy(path: Path) -> dict[str, LandedFile]:
+    """Return an entry for a staged copy of an earlier version, whose footer does not name its file, if it is whole."""
     if not read_facts(path):
-        return None
+        return {}
     days = pl.read_parquet(path, columns=["_day"], glob=False)["_day"].value_counts()
     counts = dict(sorted(zip(days["_day"].to_list(), days["count"].to_list(), strict=True)))
     stat = path.stat()
@@ -213,7 +218,7 @@ def _entry_of_copy(path: Path) -> tuple[str, LandedFile] | None:
         rows=sum(counts.values()),
         days=counts,
     )
-    return f"recovered/{path.stem}", entry
+    return {f"recovered/{path.stem}": entry}
 
 
 def day_problems(dataset: Dataset) -> Iterator[Problem]:
