@@ -13,6 +13,7 @@ from ae_pipeline.ingestion.contract import SchemaContract, contract_in_force, lo
 from ae_pipeline.ingestion.landing_folder import list_landing
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger
 from ae_pipeline.ingestion.packs import IMAGE_FACT, entry_fact, first_row, stored_entries
+from ae_pipeline.ingestion.readers.pictures import FILE_COLUMN, is_image
 from ae_pipeline.ingestion.staged import has_whole_copies, kept_contract, read_staged
 from ae_pipeline.ingestion.withdrawals import replay_withdrawals
 from ae_pipeline.lifecycle.doctor.problem import Problem, remove, set_aside
@@ -161,6 +162,8 @@ def _recover_copy(name: str, entry: LandedFile, ledger: Ledger, dataset: Dataset
         if not read_facts(paths.raw(day)):
             continue
         rows = pl.read_parquet(paths.raw(day), glob=False).with_columns(_day=pl.lit(day))
+        if is_image(name) and FILE_COLUMN in rows.columns:  # other files of the same copy are lost, too
+            rows = rows.filter(pl.col(FILE_COLUMN) == name)
         if not dataset.config.identity:  # raw_data numbers equal rows
             rows = rows.with_columns(pl.col("row_id").str.replace(r"-\d+$", ""))
         known = [

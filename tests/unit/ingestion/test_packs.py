@@ -1,0 +1,145 @@
+"""Tests of ae_pipeline/ingestion/packs.py: the images of a batch and day have one staged copy."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from PIL import Image
+
+from ae_pipeline.common.errors import StorageError
+from ae_pipeline.ingestion import batch
+from ae_pipeline.ingestion.ledger import Ledger
+from ae_pipeline.ingestion.packs import stored_entries
+from ae_pipeline.lifecycle.doctor.landed import ledger_problems
+from tests.support.datasets import LandedDataset, make_dataset
+
+FIRST, SECOND = "2024-03-01", "2024-03-02"
+FILES = (f"a_{FIRST}.png", f"a_{SECOND}.png", f"b_{FIRST}.png", f"b_{SECOND}.png", f"c_{SECOND}.png")
+"""The images of two days, in alternation."""
+
+
+def png(value: int) -> bytes:
+    """Return an image of 4×5 pixels of one value."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((4, 5), value, np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def album(root: Path, **settings: Any) -> LandedDataset:
+    """Return a dataset of images whose names hold a part and a day."""
+    images = {"path": r"(?P<part>[a-z]+)_(?P<time>[0-9-]{10})", **settings.pop("images", {})}
+    return make_dataset(root, identity=settings.pop("identity", ["file"]), images=images, **settings)
+
+
+def shop_of_five_images(root: Path, **settings: Any) -> LandedDataset:
+    """Return a dataset of five images with the values 1 to 5."""
+    shop = album(root, **settings)
+    for value, name in enumerate(FILES, start=1):
+        shop.land(name, png(value))
+    return shop
+
+
+def values(shop: LandedDataset) -> dict[str, set[int]]:
+    """Return the values of the pixels of each landed image."""
+    return {name: set(data) for name, data in shop.rows("file", "image")}
+
+
+def copies(shop: LandedDataset) -> dict[str, int]:
+    """Return the number of rows of each staged copy."""
+    folder = shop.paths.staged("_").parent
+    return {path.stem: pl.read_parquet(path, glob=False).height for path in folder.glob("*")}
+
+
+def test_the_images_of_a_day_have_one_copy(tmp_path: Path) -> None:
+    shop = shop_of_five_images(tmp_path)
+    assert values(shop) == {name: {value} for value, name in enumerate(FILES, start=1)}
+    assert sorted(copies(shop).values()) == [2, 3]
+    assert shop.ingest().read == ()
+    entries = shop.ingest().ledger.files
+    assert {name: entry.days for name, entry in entries.items()} == {name: {name[2:12]: 1} for name in FILES}
+    assert len({entry.staged for entry in entries.values()}) == len(FILES)
+    known = [stored_entries(path) for path in shop.paths.staged("_").parent.iterdir()]
+    assert {name: entry for entries in known for name, entry in entries.items()} == entries
+
+
+PATCHES: dict[str, Any] = {"identity": ["file", "top", "left"], "images": {"patch": 4}}
+
+
+@pytest.mark.parametrize(
+    ("settings", "count"), [(PATCHES, 10), ({"images": {"resize": 2}}, 5), ({"identity": None}, 5)], ids=str
+)
+def test_packs_hold_the_rows_of_single_copies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], count: int
+) -> None:
+    rows = []
+    for size, number in ((1, 5), (500, 2)):
+        monkeypatch.setattr(batch, "_BATCH_FILES", size)
+        shop = shop_of_five_images(tmp_path / str(size), **settings)
+        ingested = shop.ingest()
+        rows.append(pl.concat([shop.raw(ingested, day) for day in (FIRST, SECOND)]))
+        assert len(copies(shop)) == number
+    assert rows[0].equals(rows[1])
+    assert rows[0].height == count
+
+
+def test_the_image_that_landed_last_wins(tmp_path: Path) -> None:
+    shop = album(tmp_path, identity=["part", "time"])
+    shop.land(f"x/a_{FIRST}.png", png(1), at=300)
+    shop.land(f"y/a_{FIRST}.png", png(2), at=100)
+    shop.land(f"z/b_{FIRST}.png", png(3), at=200)
+    assert values(shop) == {f"x/a_{FIRST}.png": {1}, f"z/b_{FIRST}.png": {3}}
+    assert list(copies(shop).values()) == [3]
+
+
+def test_an_image_that_moves_to_another_day_leaves_the_first(tmp_path: Path) -> None:
+    shop = album(tmp_path, identity=["part"])
+    shop.land(f"a_{FIRST}.png", png(1), at=300)
+    shop.land(f"a_{SECOND}.png", png(2), at=100)
+    shop.land(f"b_{FIRST}.png", png(3), at=100)
+    shop.land(f"c_{SECOND}.png", png(4), at=100)
+    assert shop.ingest().moved == {SECOND: ["a"]}
+    assert values(shop) == {f"a_{FIRST}.png": {1}, f"b_{FIRST}.png": {3}, f"c_{SECOND}.png": {4}}
+
+
+def test_no_pixels_stay_of_images_that_landed_again_or_left(tmp_path: Path) -> None:
+    shop = shop_of_five_images(tmp_path)
+    shop.rows("file")
+    shop.land(FILES[3], png(9))
+    assert shop.ingest().pending_days(shop) == [SECOND]
+    assert values(shop) == {name: {9 if name == FILES[3] else value} for value, name in enumerate(FILES, start=1)}
+    assert sorted(copies(shop).values()) == [1, 2, 2]
+    shop.paths.contract.write_text(shop.paths.contract.read_text() + "on_delete: withdraw\n")
+    for name in (FILES[0], FILES[3]):
+        (shop.paths.landing / name).unlink()
+    shop.ingest_accepted()
+    assert values(shop) == {FILES[1]: {2}, FILES[2]: {3}, FILES[4]: {5}}
+    assert sorted(copies(shop).values()) == [1, 2]
+
+
+def test_a_lost_ledger_is_rebuilt_from_packs(tmp_path: Path) -> None:
+    shop = shop_of_five_images(tmp_path)
+    expected = shop.ingest().ledger
+    shop.paths.ledger.write_text("{")
+    (problem,) = ledger_problems(shop)
+    problem.repair()
+    assert Ledger.load(shop.paths.ledger) == expected
+
+
+def test_images_of_a_damaged_pack_are_read_again_or_recovered(tmp_path: Path) -> None:
+    shop = shop_of_five_images(tmp_path)
+    expected = values(shop)
+    pack = shop.paths.staged(str(shop.entry(FILES[1]).staged))
+    pack.write_bytes(b"nothing")
+    for name in (FILES[1], FILES[3]):
+        (shop.paths.landing / name).unlink()
+    ledger = Ledger.load(shop.paths.ledger)
+    with pytest.raises(StorageError, match=r"the staged copy of .* is damaged"):
+        shop.raw(shop.ingest(), SECOND)
+    for problem in ledger_problems(shop):
+        problem.repair()
+    assert list(ledger_problems(shop)) == []
+    assert values(shop) == expected
+    assert Ledger.load(shop.paths.ledger).files.keys() == ledger.files.keys()
