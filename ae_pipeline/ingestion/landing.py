@@ -253,9 +253,8 @@ def ingest(dataset: Dataset, today: dt.date, *, accepts_removal: bool = False) -
         try:
             removal = find_removal(previous, files, contract, dataset)
             is_removal = removal is not None and removal.exceeds(config.max_removed_share)
-            is_refused = is_removal and not accepts_removal
-            if not is_refused:
-                files = repack(files, paths)
+            if accepts_removal or not is_removal:
+                files, is_refused = repack(files, paths), False
                 _save(previous, Ledger(files), dataset, is_accepted=is_removal)
         finally:
             remove_unused_copies(previous if is_refused else Ledger(files), paths)
