@@ -13,7 +13,8 @@ For the rows that a peer was fitted on, its score is its `decision_scores_`, whi
 as new rows would make each row its own nearest neighbor in KNN and LOF and lower their results on many sets. For the
 other peers the scores are the same, except for random samples in the scores of VAE.
 
-A method fails on a set when it raises or when its scores are not finite. It then counts with the figures of random
+A method fails on a set when it raises, when its scores are not finite, or when fit and scoring have not ended after two
+minutes of the processor. It then counts with the figures of random
 ranking (AUROC 0.5, average precision equal to the share of anomalies), and its row holds the reason as `error`. The
 tables mark failed methods and list them below. A seed whose rows are all of one class is reported and skipped for all
 methods.
@@ -24,9 +25,11 @@ all of its preprocessing.
 
 import argparse
 import json
+import signal
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -61,7 +64,9 @@ Scorer = Callable[[FloatArray], FloatArray]
 HELD_OUT = 0.1
 """Share of the training rows that ae_pipeline uses for early stopping. A pipeline would use later days."""
 OURS = "ae_pipeline"
-FAILURES = (ArithmeticError, LookupError, PipelineError, RuntimeError, TypeError, ValueError)
+LIMIT_SECONDS = 120.0
+"""Time of the processor that fit and scoring of a method may take on a set."""
+FAILURES = (ArithmeticError, LookupError, PipelineError, RuntimeError, TimeoutError, TypeError, ValueError)
 """Exceptions that count as a failure of the method. Any other exception is a bug and ends the benchmark."""
 
 
@@ -182,6 +187,22 @@ METHODS: Mapping[str, Fit] = {
 """All methods of the benchmark."""
 
 
+@contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in the block once this process has used the processor for some seconds."""
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"not done after {seconds:g} s of the processor")
+
+    previous = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, previous)
+
+
 def try_method(table: Table, protocol: str, method: str, seed: int, methods: Mapping[str, Fit] | None = None) -> Trial:
     """Fit and evaluate one of `methods`, by default of `METHODS`, on a capped set.
 
@@ -192,10 +213,11 @@ def try_method(table: Table, protocol: str, method: str, seed: int, methods: Map
     error = None
     started = fitted = time.perf_counter()
     try:
-        model = (methods or METHODS)[method](task.train, seed)
-        fitted = time.perf_counter()
-        known = model.train_scores if task.test is task.train else None
-        score = model.score(task.test) if known is None else known
+        with limited(LIMIT_SECONDS):
+            model = (methods or METHODS)[method](task.train, seed)
+            fitted = time.perf_counter()
+            known = model.train_scores if task.test is task.train else None
+            score = model.score(task.test) if known is None else known
     except FAILURES as failure:
         fitted = time.perf_counter()
         error = " ".join(f"{type(failure).__name__}: {failure}".split())

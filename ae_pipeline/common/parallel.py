@@ -9,7 +9,6 @@ from functools import lru_cache
 from itertools import chain, islice
 from typing import TypeVar
 
-import torch
 from threadpoolctl import ThreadpoolController
 
 from ae_pipeline.common.cores import cores
@@ -31,6 +30,7 @@ def parallel_map(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     >>> list(parallel_map(abs, [-1, 2, -3]))
     [1, 2, 3]
     """
+    import torch
 
     def compute(item: T) -> R:
         torch.set_num_threads(1)  # applies to the current thread

@@ -1,6 +1,9 @@
 """Names of latent spaces and of their axes."""
 
-from ae_pipeline.detector.bundle import ModelBundle
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ae_pipeline.detector.bundle import ModelBundle
 
 
 def latent_space_name(model_version: int, fingerprint: str) -> str:
@@ -19,7 +22,7 @@ def latent_space_name(model_version: int, fingerprint: str) -> str:
     return f"v{model_version}_{fingerprint[:8]}"
 
 
-def axes_name(bundle: ModelBundle, model_version: int) -> str:
+def axes_name(bundle: "ModelBundle", model_version: int) -> str:
     """Return the name of the axes of a model's latents, which is the name of the first latent space with these axes."""
     alignment = bundle.facts.alignment
     return (alignment and alignment.axes) or latent_space_name(model_version, bundle.fingerprint)

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -17,13 +17,15 @@ from deltalake.transaction import AddAction
 from ae_pipeline.common.errors import PublicationError
 from ae_pipeline.common.parallel import prefetch
 from ae_pipeline.common.text import first_line, pluralize
-from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.latent_space.names import latent_space_name
 from ae_pipeline.latents.files import TableFiles
 from ae_pipeline.storage.hashing import hash_json
 from ae_pipeline.storage.integrity import SEAL, UNSEALED, seal
 from ae_pipeline.storage.parquet import ROW_GROUP, row_bytes, rows_per_batch
 from ae_pipeline.storage.paths import ALL_ROWS
+
+if TYPE_CHECKING:
+    from ae_pipeline.detector.bundle import ModelBundle
 
 LATENTS_VERSION = "3"
 """Version of the row format. Increase it if the same features and model would give a different file."""
@@ -177,7 +179,7 @@ def _read_keys(location: str, path: str) -> dict[str, str]:
     return keys
 
 
-def score_day(bundle: ModelBundle, model_version: int, features: Path) -> Iterator[pa.Table]:
+def score_day(bundle: "ModelBundle", model_version: int, features: Path) -> Iterator[pa.Table]:
     """Score the features of a day, and yield its rows in the form of the table, one batch at a time.
 
     Args:
@@ -191,7 +193,7 @@ def score_day(bundle: ModelBundle, model_version: int, features: Path) -> Iterat
         yield _score_batch(bundle, model_version, batch, features.stem)
 
 
-def _score_batch(bundle: ModelBundle, model_version: int, batch: pa.RecordBatch, day: str) -> pa.Table:
+def _score_batch(bundle: "ModelBundle", model_version: int, batch: pa.RecordBatch, day: str) -> pa.Table:
     rows = pl.DataFrame(batch)
     scored = bundle.score(rows)
     space = latent_space_name(model_version, bundle.fingerprint)

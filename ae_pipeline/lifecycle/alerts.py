@@ -2,22 +2,31 @@
 
 import logging
 from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
 
 from ae_pipeline.common.errors import StorageError
 from ae_pipeline.common.text import pluralize
-from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger
 from ae_pipeline.monitoring.alerts import Alert, AlertEvent, alerted_subjects, post_due_alerts, raise_alert
 from ae_pipeline.monitoring.verdict import DayAssessment, ReasonKind
-from ae_pipeline.reports.page import refresh_operations
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.hashing import hash_json
 from ae_pipeline.storage.session import try_to_hold_dataset
+
+if TYPE_CHECKING:
+    from ae_pipeline.detector.bundle import ModelBundle
 
 logger = logging.getLogger(__name__)
 
 RECENT_DAYS = 7
 """Newest days of a run with alerts about more than the alert budget. Older ones are past help, and would be many."""
+
+
+def refresh_operations(dataset: Dataset) -> None:
+    """Show the alerts in the report. Its modules need torch, which a run without alerts need not load."""
+    from ae_pipeline.reports.page import refresh_operations as refresh
+
+    refresh(dataset)
 
 
 def raise_and_show(alert: Alert, dataset: Dataset) -> None:
@@ -109,7 +118,7 @@ def _subject(name: str, entry: LandedFile) -> str:
 
 
 def alert_wrong_days(
-    assessments: Mapping[str, DayAssessment], bundle: ModelBundle, dataset: Dataset, run_id: str
+    assessments: Mapping[str, DayAssessment], bundle: "ModelBundle", dataset: Dataset, run_id: str
 ) -> None:
     """Raise an alert for each reason why a day is wrong, except for days that the model was fitted on.
 

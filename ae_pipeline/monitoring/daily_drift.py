@@ -2,19 +2,21 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import pyarrow.parquet as pq
 
 from ae_pipeline.common.parallel import parallel_map
-from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.latents.read import PublishedDay, published_day
 from ae_pipeline.scoring.drift import Effect, Part, measure_columns, measure_numbers
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.hashing import hash_json
 from ae_pipeline.storage.parquet import read_facts, whole, write_parquet
 from ae_pipeline.storage.paths import DatasetPaths
+
+if TYPE_CHECKING:
+    from ae_pipeline.detector.bundle import ModelBundle
 
 _VERSION = "2"
 """Increased whenever the same rows would give other effects or other words."""
@@ -65,7 +67,7 @@ class DayDrift:
         return " · ".join(parts) + (f" · and {more} more" if more > 0 else "")
 
 
-def measure_drift(files: Mapping[str, PublishedDay], dataset: Dataset, bundle: ModelBundle) -> tuple[DayDrift, ...]:
+def measure_drift(files: Mapping[str, PublishedDay], dataset: Dataset, bundle: "ModelBundle") -> tuple[DayDrift, ...]:
     """Measure the drift of every published day and write it to `drift.parquet`.
 
     A day is measured again only if its rows, the model or the thresholds have changed.
@@ -162,7 +164,7 @@ def drifting_days(paths: DatasetPaths, min_rows: int, filling: str = "") -> list
     return days
 
 
-def _measured(day: str, identity: str, file: PublishedDay, dataset: Dataset, bundle: ModelBundle) -> pl.DataFrame:
+def _measured(day: str, identity: str, file: PublishedDay, dataset: Dataset, bundle: "ModelBundle") -> pl.DataFrame:
     config, paths = dataset.config, dataset.paths
     columns = pq.read_schema(whole(paths.features(day))).names  # read once: slow for wide tables
     names = [name for name in bundle.columns if name in columns]

@@ -4,13 +4,13 @@ import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 
 from ae_pipeline.config.display import PLAIN, ColumnNames
 from ae_pipeline.config.service import DriftConfig
-from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.monitoring.daily_drift import DayDrift
 from ae_pipeline.monitoring.locations import (
     HourCounts,
@@ -21,6 +21,9 @@ from ae_pipeline.monitoring.locations import (
     timezone_of,
 )
 from ae_pipeline.scoring.drift import Distribution, Effect, Part
+
+if TYPE_CHECKING:
+    from ae_pipeline.detector.bundle import ModelBundle
 
 _MAX_DISAGREEMENT = 0.03
 """Columns with missing values in the same rows, except for this share of the rows, form one deviation."""
@@ -63,7 +66,7 @@ class Deviation:
 def deviations_of(
     drift: DayDrift | None,
     features: pl.DataFrame,
-    bundle: ModelBundle,
+    bundle: "ModelBundle",
     config: DriftConfig,
     names: ColumnNames = PLAIN,
 ) -> tuple[Deviation, ...]:

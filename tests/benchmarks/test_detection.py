@@ -128,9 +128,16 @@ def scores_infinity(train: np.ndarray, seed: int) -> Fitted:
     return Fitted(lambda values: np.where(np.arange(len(values)) < 3, np.inf, 0.0), None)
 
 
+def never_ends(train: np.ndarray, seed: int) -> Fitted:
+    """Compute for ever."""
+    while True:
+        train = np.sort(train)
+
+
 @pytest.mark.parametrize(
     ("method", "error"),
     [
+        (never_ends, "TimeoutError: not done after 0.1 s of the processor"),
         (raises, "ValueError: too few rows"),
         (raises_on_scoring, "LinAlgError: singular"),
         (scores_infinity, "3 of 80 scores are not finite"),
@@ -140,6 +147,7 @@ def test_a_failed_method_has_chance_figures_and_a_reason(
     method: Callable[..., Fitted], error: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(detection, "METHODS", {"good": by_distance, "bad": method})
+    monkeypatch.setattr(detection, "LIMIT_SECONDS", 0.1)
     table = make_table(120, 20)
     trials = [detection.try_method(table, "one-class", name, 5) for name in ("good", "bad")]
     assert (trials[1].auroc, trials[1].ap, trials[1].error) == (0.5, 20 / 80, error)
