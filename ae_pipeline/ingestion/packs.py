@@ -14,7 +14,7 @@ import polars as pl
 
 from ae_pipeline.ingestion.ledger import LandedFile
 from ae_pipeline.storage.hashing import hash_json
-from ae_pipeline.storage.parquet import footer_of, read_facts, write_rows
+from ae_pipeline.storage.parquet import read_facts, write_rows
 from ae_pipeline.storage.paths import MEMBER, DatasetPaths
 
 ENTRY_FACT = "ledger_entry"
@@ -109,48 +109,55 @@ def in_packs(files: Iterable[tuple[str, LandedFile]]) -> dict[str, list[tuple[in
     return copies
 
 
-def numbered_rows(rows: pl.DataFrame, members: Sequence[tuple[int, LandedFile]]) -> pl.DataFrame:
+def numbered_rows(rows: pl.DataFrame, packed: Sequence[tuple[int, LandedFile]]) -> pl.DataFrame:
     """Return the rows of some landed files of one staged copy, with the number of the file as `NUMBER`.
 
     Args:
         rows: All rows of the copy.
-        members: Number and ledger entry of each file.
+        packed: Number and ledger entry of each file.
     """
-    if first_row(members[0][1]) is None:
-        return rows.with_columns(pl.lit(members[0][0], pl.Int64).alias(NUMBER))
-    index = np.concatenate([np.arange(entry.rows) + (first_row(entry) or 0) for _, entry in members])
-    numbers = np.repeat([number for number, _ in members], [entry.rows for _, entry in members])
+    if first_row(packed[0][1]) is None:
+        return rows.with_columns(pl.lit(packed[0][0], pl.Int64).alias(NUMBER))
+    index = np.concatenate([np.arange(entry.rows) + (first_row(entry) or 0) for _, entry in packed])
+    numbers = np.repeat([number for number, _ in packed], [entry.rows for _, entry in packed])
     return rows[index].with_columns(pl.Series(NUMBER, numbers, pl.Int64))
 
 
-def repack(files: Mapping[str, LandedFile], paths: DatasetPaths) -> dict[str, LandedFile]:
+def repack(
+    files: Mapping[str, LandedFile], previous: Mapping[str, LandedFile], paths: DatasetPaths
+) -> dict[str, LandedFile]:
     """Return ledger entries whose packs hold no rows of other files, and write such packs again.
 
     So the rows of a file that was deleted or landed again do not stay on the disk. Packs that are damaged stay.
 
     Args:
         files: Ledger entries by the path of the file below the landing folder.
+        previous: Entries of the last ingestion, whose packs held rows of no other files.
         paths: Paths of the dataset.
 
     Raises:
         StorageError: The disk is full, or a folder cannot be written.
     """
     result = dict(files)
-    packed = ((name, entry) for name, entry in files.items() if entry.staged and first_row(entry) is not None)
-    for members in in_packs(packed).values():
-        path = paths.staged(str(members[0][2].staged))
-        facts = read_facts(path)
-        if not facts or footer_of(path).num_rows == sum(entry.rows for _, _, entry in members):
+    current = {entry.staged for entry in files.values()}
+    left_out = (entry for entry in previous.values() if entry.staged not in current and first_row(entry) is not None)
+    smaller = {paths.staged(str(entry.staged)) for entry in left_out}
+    rest = in_packs(
+        (name, entry) for name, entry in files.items() if smaller and paths.staged(str(entry.staged)) in smaller
+    )
+    for packed in rest.values():
+        path = paths.staged(str(packed[0][2].staged))
+        if not (facts := read_facts(path)):
             continue
-        members.sort(key=lambda member: first_row(member[2]) or 0)
+        packed.sort(key=lambda member: first_row(member[2]) or 0)
         rows = pl.read_parquet(path, glob=False)
-        pack = pack_name(str(entry.staged) for _, _, entry in members)
-        starts = accumulate((entry.rows for _, _, entry in members), initial=0)
+        pack = pack_name(str(entry.staged) for _, _, entry in packed)
+        starts = accumulate((entry.rows for _, _, entry in packed), initial=0)
         kept = {
             name: replace(entry, staged=member_name(pack, start))
-            for (_, name, entry), start in zip(members, starts, strict=False)
+            for (_, name, entry), start in zip(packed, starts, strict=False)
         }
-        left = pl.concat([rows_of(entry, rows) for _, _, entry in members])
+        left = pl.concat([rows_of(entry, rows) for _, _, entry in packed])
         shapes = {key: value for key, value in facts.items() if key.startswith(IMAGE_FACT)}
         write_rows(paths.staged(pack), left.to_arrow(), {**shapes, **entries_fact(kept)}, fast=True)
         result |= kept

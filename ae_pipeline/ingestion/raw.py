@@ -111,9 +111,9 @@ def build_raw_day(day: str, ingested: IngestResult, paths: DatasetPaths) -> DayR
 
     def read(at_once: int | None = None) -> Iterator[pl.DataFrame]:
         for copy, files in in_packs(sources).items():
-            members, name = [(number, entry) for number, _, entry in files], files[0][1]
+            packed, name = [(number, entry) for number, _, entry in files], files[0][1]
             for rows in _read_staged(paths.staged(copy), ingested.contract, name, day, at_once):
-                yield _cast(numbered_rows(rows, members) if ingested.contract.images else rows, schema, name)
+                yield _cast(numbered_rows(rows, packed) if ingested.contract.images else rows, schema, name)
 
     def complete(*rows: pl.DataFrame) -> pl.DataFrame:
         # "diagonal", because a copy lacks optional columns that were declared after it was staged.
