@@ -192,11 +192,8 @@ def _speed(table: str, taken: Mapping[str, float], images: int, pixels: int, uni
 
 
 def _training(chosen: argparse.Namespace) -> list[Measured]:
-    table, taken = (
-        f"training: patches of {PATCH}×{PATCH}, {EPOCHS} epochs",
-        measure_training(chosen.patches, chosen.rounds),
-    )
-    return _speed(table, taken, chosen.patches * EPOCHS, PATCH**2)
+    table = f"training: patches of {PATCH}×{PATCH}, {EPOCHS} epochs"
+    return _speed(table, measure_training(chosen.patches, chosen.rounds), chosen.patches * EPOCHS, PATCH**2)
 
 
 def _scoring(chosen: argparse.Namespace) -> list[Measured]:
