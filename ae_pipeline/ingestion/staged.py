@@ -90,14 +90,15 @@ def read_many_staged(
     for path, source in sources.items():
         require_staged(path, source)
     scan = pl.scan_parquet(list(sources), glob=False, extra_columns="ignore")
-    if len(sources) == len(files) and not any(first_row(entry) for _, entry in files):
+    if len(sources) == len(files) and all(first_row(entry) is None for _, entry in files):
         return scan.select(columns).collect()
-    heights = (footer_of(path).num_rows for path in sources)
-    starts = dict(zip(sources, accumulate(heights, initial=0), strict=False))
-    rows = scan.select(columns).collect()
-    spans = [
-        np.arange(entry.rows) + starts[paths.staged(str(entry.staged))] + (first_row(entry) or 0) for _, entry in files
-    ]
+    heights = {path: footer_of(path).num_rows for path in sources}
+    starts = dict(zip(sources, accumulate(heights.values(), initial=0), strict=False))
+    rows, spans = scan.select(columns).collect(), []
+    for _, entry in files:
+        path, first = paths.staged(str(entry.staged)), first_row(entry)
+        count = heights[path] if first is None else entry.rows
+        spans.append(np.arange(count) + starts[path] + (first or 0))
     return rows[np.concatenate(spans)]
 
 

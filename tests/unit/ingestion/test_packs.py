@@ -13,6 +13,7 @@ from ae_pipeline.common.errors import StorageError
 from ae_pipeline.ingestion import batch
 from ae_pipeline.ingestion.ledger import Ledger
 from ae_pipeline.ingestion.packs import stored_entries
+from ae_pipeline.ingestion.withdrawals import change_days
 from ae_pipeline.lifecycle.doctor.landed import ledger_problems
 from tests.support.datasets import LandedDataset, make_dataset
 
@@ -102,6 +103,20 @@ def test_an_image_that_moves_to_another_day_leaves_the_first(tmp_path: Path) -> 
     shop.land(f"c_{SECOND}.png", png(4), at=100)
     assert shop.ingest().moved == {SECOND: ["a"]}
     assert values(shop) == {f"a_{FIRST}.png": {1}, f"b_{FIRST}.png": {3}, f"c_{SECOND}.png": {4}}
+
+
+def test_a_withdrawn_row_of_a_pack_moves_no_identity(tmp_path: Path) -> None:
+    shop = album(tmp_path, identity=["part"])
+    shop.land(f"x_{FIRST}.png", png(1), at=300)
+    shop.land(f"x_{SECOND}.png", png(2), at=500)
+    change_days(shop.ingest().ledger, [SECOND], shop, who="me", why="wrong")
+    shop.land(f"b_{SECOND}.png", png(3), at=400)
+    expected = {f"x_{FIRST}.png": {1}, f"b_{SECOND}.png": {3}}
+    assert values(shop) == expected
+    shop.edit_contract("file: {type: text}", "file: {type: text, required: true}")
+    ingested = shop.ingest()  # reads all files again, so that the withdrawn row is in the pack of the second day
+    assert (sorted(copies(shop).values()), ingested.moved) == ([1, 2], {})
+    assert values(shop) == expected
 
 
 def test_no_pixels_stay_of_images_that_landed_again_or_left(tmp_path: Path) -> None:
