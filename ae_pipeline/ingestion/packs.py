@@ -37,7 +37,7 @@ def entry_fact(name: str, entry: LandedFile) -> dict[str, str]:
         name: Path of the file below the landing folder.
         entry: Entry of the file; rows and days are those of the copy.
     """
-    return {ENTRY_FACT: json.dumps({"name": name, **vars(entry)})}
+    return {ENTRY_FACT: json.dumps({"name": name, **entry.as_json()})}
 
 
 def entries_fact(entries: Mapping[str, LandedFile]) -> dict[str, str]:
@@ -46,16 +46,16 @@ def entries_fact(entries: Mapping[str, LandedFile]) -> dict[str, str]:
     Args:
         entries: Entries by the path of the file below the landing folder; rows and days are those of the copy.
     """
-    if len(entries) == 1:
+    if len(entries) == 1 and all(first_row(entry) is None for entry in entries.values()):
         return entry_fact(*next(iter(entries.items())))
-    return {ENTRIES_FACT: json.dumps([{"name": name, **vars(entry)} for name, entry in entries.items()])}
+    return {ENTRIES_FACT: json.dumps([{"name": name, **entry.as_json()} for name, entry in entries.items()])}
 
 
 def stored_entries(path: Path) -> dict[str, LandedFile]:
     """Return the ledger entries of a staged copy, none if it is damaged or of an earlier version."""
     facts = read_facts(path)
     values = [json.loads(facts[ENTRY_FACT])] if ENTRY_FACT in facts else json.loads(facts.get(ENTRIES_FACT, "[]"))
-    return {value.pop("name"): LandedFile(**value) for value in values}
+    return {value.pop("name"): LandedFile.from_json(value) for value in values}
 
 
 def pack_name(copies: Iterable[str]) -> str:

@@ -1,6 +1,7 @@
 """Tests of ae_pipeline/ingestion/packs.py: the images of a batch and day have one staged copy."""
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from ae_pipeline.ingestion.withdrawals import change_days
 from ae_pipeline.lifecycle.doctor.landed import ledger_problems
 from tests.support.datasets import LandedDataset, make_dataset
 
-FIRST, SECOND = "2024-03-01", "2024-03-02"
+FIRST, SECOND, THIRD = "2024-03-01", "2024-03-02", "2024-03-03"
 FILES = (f"a_{FIRST}.png", f"a_{SECOND}.png", f"b_{FIRST}.png", f"b_{SECOND}.png", f"c_{SECOND}.png")
 """The images of two days, in alternation."""
 
@@ -132,6 +133,21 @@ def test_no_pixels_stay_of_images_that_landed_again_or_left(tmp_path: Path) -> N
     shop.ingest_accepted()
     assert values(shop) == {FILES[1]: {2}, FILES[2]: {3}, FILES[4]: {5}}
     assert sorted(copies(shop).values()) == [1, 2]
+
+
+def test_earlier_versions_refuse_a_ledger_with_packs(tmp_path: Path) -> None:
+    shop = shop_of_five_images(tmp_path)
+    shop.land(f"a_{THIRD}.png", png(6))  # the only one of its day, with a copy of its own
+    files = shop.ingest().ledger.files
+    written = json.loads(shop.paths.ledger.read_text())
+    fields = set(vars(files[FILES[0]]))
+    assert {name: set(written[name]) - fields for name in files} == {
+        **dict.fromkeys(FILES, {"packed"}),
+        f"a_{THIRD}.png": set(),
+    }
+    written.pop("sha256")  # an entry that a version without packs wrote
+    shop.paths.ledger.write_text(json.dumps({f"a_{THIRD}.png": written[f"a_{THIRD}.png"]}))
+    assert Ledger.load(shop.paths.ledger).files == {f"a_{THIRD}.png": files[f"a_{THIRD}.png"]}
 
 
 def test_a_lost_ledger_is_rebuilt_from_packs(tmp_path: Path) -> None:
