@@ -254,7 +254,7 @@ def ingest(dataset: Dataset, today: dt.date, *, accepts_removal: bool = False) -
             removal = find_removal(previous, files, contract, dataset)
             is_removal = removal is not None and removal.exceeds(config.max_removed_share)
             if accepts_removal or not is_removal:
-                files, is_refused = repack(files, previous.files, paths), False
+                files, is_refused = repack(files, previous.files.values(), paths), False
                 _save(previous, Ledger(files), dataset, is_accepted=is_removal)
         finally:
             remove_unused_copies(previous if is_refused else Ledger(files), paths)

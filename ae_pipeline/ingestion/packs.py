@@ -124,7 +124,7 @@ def numbered_rows(rows: pl.DataFrame, packed: Sequence[tuple[int, LandedFile]]) 
 
 
 def repack(
-    files: Mapping[str, LandedFile], previous: Mapping[str, LandedFile], paths: DatasetPaths
+    files: Mapping[str, LandedFile], previous: Iterable[LandedFile], paths: DatasetPaths
 ) -> dict[str, LandedFile]:
     """Return ledger entries whose packs hold no rows of other files, and write such packs again.
 
@@ -132,7 +132,7 @@ def repack(
 
     Args:
         files: Ledger entries by the path of the file below the landing folder.
-        previous: Entries of the last ingestion, whose packs held rows of no other files.
+        previous: Entries whose packs held rows of no other files: those of the last ingestion, or of the copies.
         paths: Paths of the dataset.
 
     Raises:
@@ -140,7 +140,7 @@ def repack(
     """
     result = dict(files)
     current = {entry.staged for entry in files.values()}
-    left_out = (entry for entry in previous.values() if entry.staged not in current and first_row(entry) is not None)
+    left_out = (entry for entry in previous if entry.staged not in current and first_row(entry) is not None)
     smaller = {paths.staged(str(entry.staged)) for entry in left_out}
     rest = in_packs(
         (name, entry) for name, entry in files.items() if smaller and paths.staged(str(entry.staged)) in smaller

@@ -12,7 +12,7 @@ from ae_pipeline.common.text import abbreviate, pluralize
 from ae_pipeline.ingestion.contract import SchemaContract, contract_in_force, load_contract
 from ae_pipeline.ingestion.landing_folder import list_landing
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger
-from ae_pipeline.ingestion.packs import IMAGE_FACT, entry_fact, first_row, stored_entries
+from ae_pipeline.ingestion.packs import IMAGE_FACT, entry_fact, first_row, repack, stored_entries
 from ae_pipeline.ingestion.readers.pictures import FILE_COLUMN, is_image
 from ae_pipeline.ingestion.staged import has_whole_copies, kept_contract, read_staged
 from ae_pipeline.ingestion.withdrawals import replay_withdrawals
@@ -194,14 +194,17 @@ def _rebuild_ledger(paths: DatasetPaths) -> None:
     if paths.ledger.exists():
         set_aside(paths.ledger, paths)
     files: dict[str, LandedFile] = {}
+    stored: list[LandedFile] = []
     for path in sorted(paths.staged("_").parent.glob("[!.]*.parquet")):
         known = stored_entries(path) or _entry_of_copy(path)
         if not known:  # damaged; its file is read again if it is still there
             set_aside(path, paths)
+        stored += known.values()
         for name, entry in known.items():
             if name not in files or entry.landed_ns > files[name].landed_ns:
                 files[name] = entry
-    replay_withdrawals(Ledger(files), paths).save(paths.ledger)
+    # A run that was killed leaves packs with rows that a newer copy replaces.
+    replay_withdrawals(Ledger(repack(files, stored, paths)), paths).save(paths.ledger)
 
 
 def _entry_of_copy(path: Path) -> dict[str, LandedFile]:
