@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +29,7 @@ from ae_pipeline.ingestion.entries import (
 from ae_pipeline.ingestion.fingerprints import rule_fingerprints
 from ae_pipeline.ingestion.images import image_bytes
 from ae_pipeline.ingestion.ledger import LandedFile
-from ae_pipeline.ingestion.packs import IMAGE_FACT, entries_fact, member_name, pack_name
+from ae_pipeline.ingestion.packs import IMAGE_FACT, entries_fact, packed_entries
 from ae_pipeline.ingestion.readers.bounds import read_bounded
 from ae_pipeline.ingestion.readers.failures import library_errors_as
 from ae_pipeline.ingestion.readers.files import ReadOptions, leave_out, read_file
@@ -209,15 +208,9 @@ class StagingBatch:
                 days = {*entry.days, *entry.withdrawn}
                 copies.setdefault(days.pop() if is_image(name) and len(days) == 1 else name, []).append(name)
         for names in copies.values():
-            copy = str(entries[names[0]].staged)
             if len(names) > 1:
-                copy = pack_name(str(entries[name].staged) for name in names)
-                starts = accumulate((entries[name].rows for name in names), initial=0)
-                entries |= {
-                    name: replace(entries[name], staged=member_name(copy, start))
-                    for name, start in zip(names, starts, strict=False)
-                }
-            path = self._paths.staged(copy)
+                entries |= packed_entries({name: entries[name] for name in names})
+            path = self._paths.staged(str(entries[names[0]].staged))
             facts = self._facts({name: entries[name] for name in names})
             writes.append(Copy(path, *valid.part(names), facts))
         return entries, writes

@@ -80,6 +80,20 @@ def member_name(pack: str, first: int) -> str:
     return f"{pack}{MEMBER}{first}"
 
 
+def packed_entries(entries: Mapping[str, LandedFile]) -> dict[str, LandedFile]:
+    """Return the entries of landed files with a new pack as their staged copy, which has their rows in this order.
+
+    Args:
+        entries: Entries by the path of the file below the landing folder, with the copy that each would have.
+    """
+    pack = pack_name(str(entry.staged) for entry in entries.values())
+    starts = accumulate((entry.rows for entry in entries.values()), initial=0)
+    return {
+        name: replace(entry, staged=member_name(pack, start))
+        for (name, entry), start in zip(entries.items(), starts, strict=False)
+    }
+
+
 def first_row(entry: LandedFile) -> int | None:
     """Return the first row of a landed file in its pack, or None if it has a staged copy of its own."""
     _, separator, first = str(entry.staged).partition(MEMBER)
@@ -151,14 +165,10 @@ def repack(
             continue
         packed.sort(key=lambda member: first_row(member[2]) or 0)
         rows = pl.read_parquet(path, glob=False)
-        pack = pack_name(str(entry.staged) for _, _, entry in packed)
-        starts = accumulate((entry.rows for _, _, entry in packed), initial=0)
-        kept = {
-            name: replace(entry, staged=member_name(pack, start))
-            for (_, name, entry), start in zip(packed, starts, strict=False)
-        }
+        kept = packed_entries({name: entry for _, name, entry in packed})
         left = pl.concat([rows_of(entry, rows) for _, _, entry in packed])
         shapes = {key: value for key, value in facts.items() if key.startswith(IMAGE_FACT)}
-        write_rows(paths.staged(pack), left.to_arrow(), {**shapes, **entries_fact(kept)}, fast=True)
+        target = paths.staged(str(kept[packed[0][1]].staged))
+        write_rows(target, left.to_arrow(), {**shapes, **entries_fact(kept)}, fast=True)
         result |= kept
     return result

@@ -3,6 +3,8 @@
 import io
 import json
 import shutil
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from ae_pipeline.ingestion import batch
 from ae_pipeline.ingestion.ledger import Ledger
 from ae_pipeline.ingestion.packs import stored_entries
 from ae_pipeline.ingestion.withdrawals import change_days
+from ae_pipeline.lifecycle.doctor import landed
 from ae_pipeline.lifecycle.doctor.landed import ledger_problems
 from tests.support.datasets import LandedDataset, make_dataset
 
@@ -143,7 +146,7 @@ def test_earlier_versions_refuse_a_ledger_with_packs(tmp_path: Path) -> None:
     written = json.loads(shop.paths.ledger.read_text())
     fields = set(vars(files[FILES[0]]))
     assert {name: set(written[name]) - fields for name in files} == {
-        **dict.fromkeys(FILES, {"packed"}),
+        **{name: {"packed"} for name in FILES},
         f"a_{THIRD}.png": set(),
     }
     written.pop("sha256")  # an entry that a version without packs wrote
@@ -191,3 +194,45 @@ def test_images_of_a_damaged_pack_are_read_again_or_recovered(tmp_path: Path) ->
     assert list(ledger_problems(shop)) == []
     assert values(shop) == expected
     assert Ledger.load(shop.paths.ledger).files.keys() == ledger.files.keys()
+
+
+def test_images_of_a_pack_that_left_are_recovered_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop = shop_of_five_images(tmp_path, max_removed_share=1.0)
+    expected = values(shop)
+    shop.paths.staged(str(shop.entry(FILES[1]).staged)).unlink()
+    for name in (FILES[1], FILES[3]):
+        (shop.paths.landing / name).unlink()
+    calls: Counter[str] = Counter()
+    for owner, function in ((landed, "list_landing"), (pl, "read_parquet"), (Ledger, "save")):
+        monkeypatch.setattr(owner, function, counted(calls, function, getattr(owner, function)))
+    left, there = ledger_problems(shop)
+    assert left.remedy == f"take their rows from raw_data, because {FILES[1]}, {FILES[3]} have left the landing folder"
+    assert there.remedy == f"the next run reads {FILES[4]} again"
+    left.repair()
+    assert calls == {"list_landing": 1, "read_parquet": 1, "save": 1}
+    assert values(shop) == expected
+
+
+def counted(calls: Counter[str], name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that counts its calls."""
+
+    def call(*args: Any, **options: Any) -> Any:
+        calls[name] += 1
+        return function(*args, **options)
+
+    return call
+
+
+def test_a_recovered_image_has_the_rows_that_were_found(tmp_path: Path) -> None:
+    shop = shop_of_five_images(tmp_path, identity=["part"])
+    shop.land(f"z_{THIRD}.png", png(6))
+    shop.rows("file")
+    shop.paths.staged(str(shop.entry(f"z_{THIRD}.png").staged)).unlink()
+    for lost in (shop.paths.landing / f"z_{THIRD}.png", shop.paths.raw(THIRD)):
+        lost.unlink()
+    (problem,) = ledger_problems(shop)
+    assert f"the rows on {THIRD} are lost" in problem.remedy
+    problem.repair()
+    assert (shop.entry(f"z_{THIRD}.png").rows, shop.entry(f"z_{THIRD}.png").days) == (0, {})
+    shop.land(f"d_{SECOND}.png", png(7))
+    assert values(shop) == {FILES[1]: {2}, FILES[3]: {4}, FILES[4]: {5}, f"d_{SECOND}.png": {7}}
