@@ -1,17 +1,23 @@
 """Images per second beside bare loops: reading PNG files, training, and scoring.
 
-Reading is compared with Pillow alone, which decodes the same files on as many threads as there are cores. Training is
+Reading is compared with Pillow alone, which decodes the same files on as many threads as there are cores, in seconds
+and in seconds of the processor, which other work on the machine changes less. The memory of reading is the peak of a
+process that ingests image files and builds raw rows and features. Training is
 compared with a bare loop over the same network, batches and optimizer, and scoring with the encoding, the network in
 float32 and the squared error of each image. Each round runs all methods once.
 """
 
 import argparse
 import datetime as dt
+import json
+import multiprocessing
 import os
+import resource
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +30,12 @@ from ae_pipeline.common.cores import cores
 from ae_pipeline.config.columns import ColumnType, FeatureColumn, ImageShape
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.encoding.encoder import fit_encoder
+from ae_pipeline.features.build import build_features_day
 from ae_pipeline.ingestion.landing import ingest
+from ae_pipeline.ingestion.raw import build_raw_day
 from ae_pipeline.models.factory import build_loss, build_model
 from ae_pipeline.storage.dataset import Dataset
-from ae_pipeline.storage.paths import DatasetPaths
+from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 from ae_pipeline.training.loop import train
 from benchmarks import defects
 from benchmarks.figures import Measured, as_table
@@ -40,6 +48,11 @@ OURS = "ae_pipeline"
 PILLOW, BARE = "Pillow alone, on all cores", "bare loop"
 EPOCHS, BATCH, PATCH = 2, 256, 32
 MODEL: Mapping[str, Any] = {**defects.MODEL, "latent_dim": 64}
+COUNTS, SIDE = (200, 2000, 20_000), 64
+"""Numbers and side of the images whose memory is measured."""
+
+_CONFIG = PipelineConfig.model_validate({"dataset": "images", "identity": ["file"], "images": {}})
+_TODAY = dt.date(2024, 12, 31)
 TRAINING: Mapping[str, Any] = {"epochs": EPOCHS, "patience": EPOCHS, "batch_size": BATCH, "optimizer": "adam"}
 
 
@@ -49,11 +62,21 @@ def _timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def measure_reading(count: int, side: int, rounds: int) -> dict[str, float]:
-    """Return seconds from PNG files to staged rows, and those of Pillow alone."""
+def _land(folder: Path, count: int, side: int) -> None:
+    """Write square parts of a photograph as PNG files."""
     rng = np.random.default_rng(0)
     picture = np.asarray(Image.fromarray(photograph("brick.png")).resize((2048, 2048)))
-    config = PipelineConfig.model_validate({"dataset": "images", "identity": ["file"], "images": {}})
+    folder.mkdir(parents=True)
+    for index in range(count):
+        top, left = rng.integers(0, 2048 - side, 2)
+        path = folder / f"{index:05d}.png"
+        Image.fromarray(picture[top : top + side, left : left + side]).save(path)
+        os.utime(path, (1, 1))
+
+
+def measure_reading(count: int, side: int, rounds: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Return seconds from PNG files to staged rows, and those of Pillow alone; and seconds of the processor."""
+    processor: dict[str, list[float]] = {OURS: [], PILLOW: []}
 
     def decode(path: Path) -> int:
         with Image.open(path) as image:
@@ -61,13 +84,14 @@ def measure_reading(count: int, side: int, rounds: int) -> dict[str, float]:
 
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "source")
-        source.mkdir()
-        for index in range(count):
-            top, left = rng.integers(0, 2048 - side, 2)
-            path = source / f"{index:05d}.png"
-            Image.fromarray(picture[top : top + side, left : left + side]).save(path)
-            os.utime(path, (1, 1))
+        _land(source, count, side)
         files = sorted(source.iterdir())
+
+        def timed(method: str, work: Callable[[], object]) -> float:
+            began = time.process_time()
+            seconds = _timed(work)
+            processor[method].append(time.process_time() - began)
+            return seconds
 
         def ours() -> float:
             with tempfile.TemporaryDirectory() as root:
@@ -75,15 +99,33 @@ def measure_reading(count: int, side: int, rounds: int) -> dict[str, float]:
                 paths.landing.parent.mkdir(parents=True)
                 source.rename(paths.landing)
                 try:
-                    return _timed(lambda: ingest(Dataset(config, paths), dt.date(2024, 12, 31)))
+                    return timed(OURS, lambda: ingest(Dataset(_CONFIG, paths), _TODAY))
                 finally:
                     paths.landing.rename(source)
 
         def pillow() -> float:
             with ThreadPoolExecutor(cores()) as pool:
-                return _timed(lambda: list(pool.map(decode, files)))
+                return timed(PILLOW, lambda: list(pool.map(decode, files)))
 
-        return medians(rounds, {OURS: ours, PILLOW: pillow})
+        seconds = medians(rounds, {OURS: ours, PILLOW: pillow})
+        return seconds, {name: statistics.median(values[1:]) for name, values in processor.items()}
+
+
+def measure_memory(count: int, side: int) -> float:
+    """Return the peak memory in MB of a new process that reads PNG files and builds raw rows and features."""
+    with tempfile.TemporaryDirectory() as root:
+        paths = DatasetPaths(Path(root), "images")
+        _land(paths.landing, count, side)
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            return pool.submit(_peak, paths).result()
+
+
+def _peak(paths: DatasetPaths) -> float:
+    dataset = Dataset(_CONFIG, paths)
+    ingested = ingest(dataset, _TODAY)
+    build_raw_day(ALL_ROWS, ingested, paths)
+    build_features_day(ALL_ROWS, dataset, ingested.contract)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def _patches(count: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -135,38 +177,72 @@ def measure_scoring(count: int, rounds: int) -> dict[str, float]:
     return medians(rounds, {OURS: lambda: _timed(lambda: bundle.score(frame)), BARE: lambda: _timed(bare)})
 
 
+def _speed(table: str, taken: Mapping[str, float], images: int, pixels: int, unit: str = "images/s") -> list[Measured]:
+    """Return the rate of each method, and its share in that of the other one."""
+    given = {"rows": images, "columns": pixels}
+    share = "ours / theirs" + unit.removeprefix("images/s")
+    return [
+        each
+        for method, seconds in taken.items()
+        for each in (
+            Measured(table, method, unit, images / seconds, **given),
+            Measured(table, method, share, seconds / taken[OURS], **given),
+        )
+    ]
+
+
+def _training(chosen: argparse.Namespace) -> list[Measured]:
+    table = f"training: patches of {PATCH}×{PATCH}, {EPOCHS} epochs"
+    return _speed(table, measure_training(chosen.patches, chosen.rounds), chosen.patches * EPOCHS, PATCH**2)
+
+
+def _scoring(chosen: argparse.Namespace) -> list[Measured]:
+    taken = measure_scoring(chosen.patches, chosen.rounds)
+    return _speed(f"scoring: patches of {PATCH}×{PATCH}", taken, chosen.patches, PATCH**2)
+
+
+def _reading(chosen: argparse.Namespace) -> list[Measured]:
+    figures = []
+    for side, count in ((64, chosen.images), (256, chosen.images), (1024, chosen.images // 5)):
+        table = f"reading: PNG files of {side:,}×{side:,}"
+        seconds, processor = measure_reading(count, side, chosen.rounds)
+        figures += _speed(table, seconds, count, side**2)
+        figures += _speed(table, processor, count, side**2, "images/s of one core")
+    return figures
+
+
+def _memory(_: argparse.Namespace) -> list[Measured]:
+    table = f"memory: PNG files of {SIDE}×{SIDE}"
+    return [
+        Measured(table, f"{count:,} images", "peak MB", measure_memory(count, SIDE), count, SIDE**2) for count in COUNTS
+    ]
+
+
+PARTS: Mapping[str, Callable[[argparse.Namespace], list[Measured]]] = {
+    "training": _training,
+    "scoring": _scoring,
+    "reading": _reading,
+    "memory": _memory,
+}
+
+
 def main() -> None:
     """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.images_speed", description=__doc__)
     parser.add_argument("--images", type=int, default=1000, help="files to read (default: %(default)s)")
     parser.add_argument("--patches", type=int, default=8192, help="to train on and to score (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds that count (default: %(default)s)")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="the file keeps other tables")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     chosen = parser.parse_args()
-    tables: dict[tuple[str, int, int], Callable[[], dict[str, float]]] = {
-        (f"training: patches of {PATCH}×{PATCH}, {EPOCHS} epochs", chosen.patches * EPOCHS, PATCH**2): lambda: (
-            measure_training(chosen.patches, chosen.rounds)
-        ),
-        (f"scoring: patches of {PATCH}×{PATCH}", chosen.patches, PATCH**2): lambda: measure_scoring(
-            chosen.patches, chosen.rounds
-        ),
-        ("reading: PNG files of 256×256", chosen.images, 256**2): lambda: measure_reading(
-            chosen.images, 256, chosen.rounds
-        ),
-        ("reading: PNG files of 1,024×1,024", chosen.images // 5, 1024**2): lambda: measure_reading(
-            chosen.images // 5, 1024, chosen.rounds
-        ),
-    }
-    figures: list[Measured] = []
-    for (table, images, pixels), measured in tables.items():
-        taken = measured()
-        for method, seconds in taken.items():
-            given = {"rows": images, "columns": pixels}
-            figures.append(Measured(table, method, "images/s", images / seconds, **given))
-            figures.append(Measured(table, method, "ours / theirs", seconds / taken[OURS], **given))
-        rows = [{**vars(each), "value": round(each.value, 6)} for each in figures]
+    rows = json.loads(chosen.out.read_text(encoding="utf-8"))["rows"] if chosen.out.exists() else []
+    for part in chosen.parts:
+        figures = PARTS[part](chosen)
+        rows = [row for row in rows if not row["table"].startswith(part)]
+        rows += [{**vars(each), "value": round(each.value, 6)} for each in figures]
         write_report(chosen.out, "images_speed", rows, ("pillow",))
-        print(as_table([each for each in figures if each.table == table]), flush=True)
+        for table in dict.fromkeys(each.table for each in figures):
+            print(table, as_table([each for each in figures if each.table == table]), sep="\n", flush=True)
 
 
 if __name__ == "__main__":

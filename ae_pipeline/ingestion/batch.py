@@ -1,95 +1,46 @@
-"""Validate landed files in batches, and write a staged copy of the typed rows of each file."""
+"""Validate landed files in batches, and write staged copies of their typed rows."""
 
 import datetime as dt
 import hashlib
-import os
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 
 from ae_pipeline.common.errors import SchemaError
-from ae_pipeline.common.text import first_line
-from ae_pipeline.config.days import last_day
-from ae_pipeline.config.pipeline import PipelineConfig
-from ae_pipeline.ingestion.conform import AFTER_LAST_DAY, check_columns, conform
-from ae_pipeline.ingestion.contract import SchemaContract, is_needed, required_columns
+from ae_pipeline.config.columns import ColumnType
+from ae_pipeline.ingestion.conform import AFTER_LAST_DAY, conform
+from ae_pipeline.ingestion.contract import SchemaContract
 from ae_pipeline.ingestion.copy_writer import Copy, CopyWriter
+from ae_pipeline.ingestion.entries import (
+    check_file,
+    count_days,
+    invalid_values,
+    new_entry,
+    no_valid_row,
+    refused_entry,
+    unchanged_entry,
+)
+from ae_pipeline.ingestion.fingerprints import rule_fingerprints
 from ae_pipeline.ingestion.images import image_bytes
-from ae_pipeline.ingestion.landing_folder import landing_folder
 from ae_pipeline.ingestion.ledger import LandedFile
+from ae_pipeline.ingestion.packs import IMAGE_FACT, entries_fact, packed_entries
 from ae_pipeline.ingestion.readers.bounds import read_bounded
 from ae_pipeline.ingestion.readers.failures import library_errors_as
 from ae_pipeline.ingestion.readers.files import ReadOptions, leave_out, read_file
-from ae_pipeline.ingestion.readers.image_metadata import ImageMetadata, load_image_metadata
 from ae_pipeline.ingestion.readers.pictures import is_image
-from ae_pipeline.ingestion.rows import IMAGE_STRUCT, ORIGIN_COLUMNS, FileRows, UnreadableFileError, plain_text
-from ae_pipeline.ingestion.staged import entry_fact, has_whole_copies
+from ae_pipeline.ingestion.rows import IMAGE_STRUCT, FileRows, UnreadableFileError, plain_text
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.hashing import hash_json
-from ae_pipeline.storage.paths import DatasetPaths
-
-RAW_VERSION = "2"
-"""Version of the ingestion code. Increase it when the same files would give other raw rows."""
-
-IMAGE_FACT = "image."
-"""Prefix of the footer key with the shape of the images of a column in a staged copy."""
 
 _BATCH_FILES, _BATCH_ROWS, _BATCH_CELLS = 500, 50_000, 2**21
 _BATCH_IMAGE_BYTES = 32 << 20
 """Limits of a batch. One is written while the next is read, so that two of them are in memory."""
-
-_FEW_ROWS = 1000
-"""Number of rows up to which Python counts faster than a query, which takes a millisecond for each of many files."""
-
-
-@dataclass(frozen=True)
-class RuleFingerprints:
-    """Fingerprints of everything that rows are validated with.
-
-    Attributes:
-        lasting: Fingerprint of the schema contract and the settings.
-        until_last_day: Fingerprint of the same and the last valid day. Files with rows after that day get this one, so
-            that they are read again on the next day.
-        metadata: Metadata of images, which count for the image that they describe.
-    """
-
-    lasting: str
-    until_last_day: str
-    metadata: ImageMetadata = field(default_factory=ImageMetadata)
-
-    def of(self, name: str) -> "RuleFingerprints":
-        """Return the fingerprints of everything that the rows of one file are validated with.
-
-        Args:
-            name: Path of the file below the landing folder.
-        """
-        metadata = self.metadata.fingerprint(name) if is_image(name) else None
-        if metadata is None:
-            return self
-        return RuleFingerprints(hash_json([self.lasting, metadata]), hash_json([self.until_last_day, metadata]))
-
-
-def rule_fingerprints(contract: SchemaContract, dataset: Dataset, today: dt.date) -> RuleFingerprints:
-    """Return the fingerprints of a schema contract, the settings and the metadata of images.
-
-    Args:
-        contract: Current schema contract.
-        dataset: Configuration and paths of the dataset.
-        today: Current day in the time zone of the dataset.
-    """
-    config = dataset.config
-    settings: list[object] = [config.identity, config.event_time, config.start, config.end, *config.timezone_setting()]
-    if config.images:  # conditional, so that datasets without images keep their fingerprint
-        settings.append(config.images.model_dump(mode="json", exclude={"masks", "metadata"}))
-    if config.source.reading:
-        settings.append(config.source.reading)
-    lasting = hash_json([RAW_VERSION, contract.fingerprint, settings])
-    metadata = load_image_metadata(landing_folder(dataset), config)
-    return RuleFingerprints(lasting, hash_json([lasting, last_day(config, today)]), metadata)
 
 
 class StagingBatch:
@@ -179,8 +130,9 @@ class StagingBatch:
         entries: dict[str, LandedFile] = {}
         copies: list[Copy] = []
         for names in by_schema.values():
-            for name, part in self._validated(names, entries).items():
-                entries[name], written = self._stage_file(name, part)
+            for valid in self._validated(names, entries):
+                staged, written = self._stage_files(valid)
+                entries |= staged
                 copies += written
         self._pending.clear()
         self._rows, self._cells, self._image_bytes = 0, 0, 0
@@ -194,18 +146,18 @@ class StagingBatch:
         """Wait for the copies that are being written, and start no more."""
         self._writer.close()
 
-    def _validated(self, names: list[str], entries: dict[str, LandedFile]) -> "dict[str, _Part]":
+    def _validated(self, names: list[str], entries: dict[str, LandedFile]) -> "list[_Valid]":
         """Validate files with the same columns and types, and add the entries of those that cannot be validated."""
         try:
-            return self._conform(names)
+            return [self._conform(names)]
         except UnreadableFileError as problem:  # one of them cannot be validated at all
             if len(names) > 1:
-                return {key: part for name in names for key, part in self._validated([name], entries).items()}
+                return [valid for name in names for valid in self._validated([name], entries)]
             _, entry, previous = self._pending[names[0]]
             entries[names[0]] = refused_entry(entry, previous, str(problem))
-            return {}
+            return []
 
-    def _conform(self, names: list[str]) -> "dict[str, _Part]":
+    def _conform(self, names: list[str]) -> "_Valid":
         """Validate files with the same columns and types.
 
         Raises:
@@ -213,136 +165,101 @@ class StagingBatch:
         """
         files = [self._pending[name][0] for name in names]
         combined = FileRows(pl.concat([f.rows for f in files]), pl.concat([f.rejected for f in files]))
+        column = self._column_of_pixels(names)
+        pixels = combined.rows[column].struct.field("data") if column else None
+        if column:
+            number = pl.int_range(pl.len()).cast(pl.String).cast(pl.Binary)
+            combined = replace(
+                combined, rows=combined.rows.with_columns(pl.col(column).struct.with_fields(data=number))
+            )
         with library_errors_as(UnreadableFileError, invalid_values):
             result = conform(combined, self._contract, self._config, self._today)
-        if len(names) == 1:
-            return {names[0]: _Part(result.rows, result.rows.to_arrow(), result.rejected)}
         # The conversion of a frame takes a millisecond, and a slice of the result takes none.
         rows = result.rows.rechunk()
-        table, runs = rows.to_arrow(), rows["_source_file"].rle().struct.unnest()
+        if column and pixels is not None:
+            numbers = rows[column].cast(pl.String).cast(pl.Int64)
+            rows = rows.with_columns(pixels.rechunk().gather(numbers).alias(column))
+        runs = rows["_source_file"].rle().struct.unnest()
         starts = runs["len"].cum_sum() - runs["len"]
         spans = dict(zip(runs["value"], zip(starts, runs["len"], strict=True), strict=True))
         assert len(spans) == runs.height  # the rows of a file are still in a row
-        rejected = result.rejected.partition_by("source_file", as_dict=True)
+        spans = {name: spans.get(name, (0, 0)) for name in names}
+        rejected = result.rejected.partition_by("source_file", as_dict=True) if result.rejected.height else {}
         nothing = result.rejected.clear()
-        return {
-            name: _Part(rows.slice(*span), table.slice(*span), rejected.get((name,), nothing))
-            for name in names
-            for span in [spans.get(name, (0, 0))]
-        }
+        return _Valid(rows, rows.to_arrow(), spans, {name: rejected.get((name,), nothing) for name in names})
 
-    def _stage_file(self, name: str, file: "_Part") -> tuple[LandedFile, list[Copy]]:
+    def _column_of_pixels(self, names: list[str]) -> str | None:
+        """Return the column whose bytes validation does not need, because it compares shapes: that of image files."""
+        images = self._config.images
+        if images is None or not self._config.identity or not all(map(is_image, names)):
+            return None
+        return images.column if self._contract.columns[images.column].type == ColumnType.IMAGE else None
+
+    def _stage_files(self, valid: "_Valid") -> tuple[dict[str, LandedFile], list[Copy]]:
+        """Return ledger entries of validated files, and the files to write. The images of a day have one copy."""
+        entries: dict[str, LandedFile] = {}
+        writes: list[Copy] = []
+        copies: dict[str, list[str]] = {}
+        for name, rejected in valid.rejected.items():
+            entry, quarantine = self._examine_rows(name, valid.rows.slice(*valid.spans[name]), rejected)
+            entries[name] = entry
+            writes += quarantine
+            if entry.refused is None:
+                days = {*entry.days, *entry.withdrawn}
+                copies.setdefault(days.pop() if is_image(name) and len(days) == 1 else name, []).append(name)
+        for names in copies.values():
+            if len(names) > 1:
+                entries |= packed_entries({name: entries[name] for name in names})
+            path = self._paths.staged(str(entries[names[0]].staged))
+            facts = self._facts({name: entries[name] for name in names})
+            writes.append(Copy(path, *valid.part(names), facts))
+        return entries, writes
+
+    def _facts(self, entries: Mapping[str, LandedFile]) -> dict[str, str]:
+        """Return what the footer of a staged copy says: the shapes of images, and the entries of its files."""
+        shapes = {IMAGE_FACT + column: str(shape) for column, shape in self._contract.images.items()}
+        return {**shapes, **entries_fact(entries)}
+
+    def _examine_rows(self, name: str, rows: pl.DataFrame, rejected: pl.DataFrame) -> tuple[LandedFile, list[Copy]]:
+        """Return the ledger entry of a validated file, and the quarantine file of its rejected rows."""
         _, entry, previous = self._pending[name]
         writes: list[Copy] = []
-        if file.rejected.height and file.rejected["rule"].str.ends_with(AFTER_LAST_DAY).any():
+        if rejected.height and rejected["rule"].str.ends_with(AFTER_LAST_DAY).any():
             entry = replace(entry, contract=self._rules.of(name).until_last_day)
         copy = hash_json([name, entry.sha256, entry.contract])
-        if file.rejected.height:
-            writes.append(Copy(self._paths.quarantined(copy), file.rejected))
-            by_rule = Counter(file.rejected["rule"].to_list())
+        if rejected.height:
+            writes.append(Copy(self._paths.quarantined(copy), rejected))
+            by_rule = Counter(rejected["rule"].to_list())
             entry = replace(entry, quarantined=dict(sorted(by_rule.items())), rejected_copy=copy)
-        if file.rows.is_empty() and file.rejected.height:
-            reason = no_valid_row(file.rejected.height, file.rejected["reason"][0])
-            return refused_entry(entry, previous, reason), writes
-        shapes = {IMAGE_FACT + column: str(shape) for column, shape in self._contract.images.items()}
-        entry = replace(entry, staged=copy, rows=file.rows.height, days=count_days(file.rows["_day"]))
+        if rows.is_empty() and rejected.height:
+            return refused_entry(entry, previous, no_valid_row(rejected.height, rejected["reason"][0])), writes
+        entry = replace(entry, staged=copy, rows=rows.height, days=count_days(rows["_day"]))
         if previous and previous.sha256 == entry.sha256:
             entry = entry.without_days(previous.withdrawn)
-        facts = {**shapes, **entry_fact(name, entry)}
-        return entry, [*writes, Copy(self._paths.staged(copy), file.rows, file.table, facts)]
+        return entry, writes
 
 
 @dataclass(frozen=True)
-class _Part:
-    """What validation gives for one file: its valid rows, as a frame and as a table, and its rejected rows."""
+class _Valid:
+    """Validated files with the same columns and types.
+
+    Attributes:
+        rows: Valid rows of all files, file by file.
+        table: The same rows.
+        spans: First row and number of rows of each file.
+        rejected: Rejected rows of each file.
+    """
 
     rows: pl.DataFrame
     table: pa.Table
-    rejected: pl.DataFrame
+    spans: Mapping[str, tuple[int, int]]
+    rejected: Mapping[str, pl.DataFrame]
 
-
-def new_entry(stat: os.stat_result, digest: str, previous: LandedFile | None, rules: RuleFingerprints) -> LandedFile:
-    """Return the ledger entry of a file that is not staged yet.
-
-    Args:
-        stat: State of the file.
-        digest: SHA-256 of the file.
-        previous: Ledger entry of an earlier version, or None.
-        rules: Fingerprints of everything that its rows are validated with.
-    """
-    is_same = previous is not None and previous.sha256 == digest
-    return LandedFile(
-        size=stat.st_size,
-        modified_ns=stat.st_mtime_ns,
-        sha256=digest,
-        landed_ns=previous.landed_ns if previous and is_same else stat.st_mtime_ns,
-        contract=rules.lasting,
-        staged=None,
-    )
-
-
-def unchanged_entry(
-    entry: LandedFile, previous: LandedFile | None, rules: RuleFingerprints, paths: DatasetPaths
-) -> LandedFile | None:
-    """Return the earlier entry of a file, if it has the same content and rules, and its copies are whole."""
-    if previous is None or previous.sha256 != entry.sha256:
-        return None
-    if previous.contract not in {rules.lasting, rules.until_last_day} or not has_whole_copies(previous, paths):
-        return None
-    return replace(previous, size=entry.size, modified_ns=entry.modified_ns)
-
-
-def check_file(name: str, file: FileRows, contract: SchemaContract, config: PipelineConfig) -> None:
-    """Check that a file has the columns of the contract, and that no needed one was skipped.
-
-    Raises:
-        UnreadableFileError: A column that the contract has was skipped.
-        SchemaError: A column is missing or unknown.
-    """
-    columns = [column for column in file.rows.columns if column not in ORIGIN_COLUMNS]
-    for column, reason in file.skipped.items():
-        rule = contract.columns.get(column)
-        if is_needed(column, config):
-            raise UnreadableFileError(f"column {column!r} is needed, but {reason}")
-        if rule and not rule.optional:
-            raise UnreadableFileError(
-                f"column {column!r}: {reason}; or exclude it in the YAML, so that its values are missing"
-            )
-    check_columns(columns, contract, name, required_columns(contract, config))
-
-
-def invalid_values(error: BaseException) -> str:
-    """Return why a file is refused whose values a library fails on."""
-    return f"its values cannot be validated ({type(error).__name__}: {first_line(error)}); correct the file"
-
-
-def no_valid_row(count: int, first: str) -> str:
-    """Return why a file is refused without a valid row.
-
-    Args:
-        count: Number of its rows.
-        first: Reason of the first one.
-    """
-    return f"none of its {count:,} rows satisfies the schema contract; the first one: {first}"
-
-
-def count_days(days: pl.Series) -> dict[str, int]:
-    """Return the number of rows of each day."""
-    few = len(days) <= _FEW_ROWS
-    counts = (
-        Counter(days.to_list()) if few else zip(days.unique(maintain_order=True), days.unique_counts(), strict=True)
-    )
-    return dict(sorted(dict(counts).items()))
-
-
-def refused_entry(entry: LandedFile, previous: LandedFile | None, reason: str, *, keep: bool = False) -> LandedFile:
-    """Return the entry of a file that cannot be used. It keeps the rows of an earlier version.
-
-    If the content is unchanged, and only the rules are new, the rows under the old rules are withdrawn, unless `keep`.
-    """
-    is_unchanged = previous is not None and previous.sha256 == entry.sha256 and previous.refused is None
-    withdrawn = previous.withdrawn if previous and previous.sha256 == entry.sha256 else {}
-    if previous is None or (is_unchanged and not keep):
-        return replace(entry, refused=reason, withdrawn=withdrawn)
-    kept = replace(entry, staged=previous.staged, rows=previous.rows, days=previous.days)
-    return replace(kept, refused=reason, withdrawn=previous.withdrawn)
+    def part(self, names: Sequence[str]) -> tuple[pl.DataFrame, pa.Table]:
+        """Return the rows of some files, in their order."""
+        spans = [self.spans[name] for name in names]
+        first, count = spans[0][0], sum(length for _, length in spans)
+        if all(start == end for (start, _), end in zip(spans[1:], map(sum, spans), strict=False)):
+            return self.rows.slice(first, count), self.table.slice(first, count)
+        rows = self.rows[np.concatenate([np.arange(start, start + length) for start, length in spans])]
+        return rows, rows.to_arrow()

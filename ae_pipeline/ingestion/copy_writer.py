@@ -71,7 +71,7 @@ class CopyWriter:
             write.result()
         if staged := [copy for copy, _ in writes if copy.facts is not None]:
             rows = staged[-1].rows
-            keep_rows(staged[-1].path, detach(rows) if len(entries) > 1 else rows)
+            keep_rows(staged[-1].path, detach(rows) if len(staged) > 1 else rows)
         return entries
 
 

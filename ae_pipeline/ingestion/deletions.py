@@ -9,7 +9,7 @@ from ae_pipeline.common.text import pluralize
 from ae_pipeline.ingestion.contract import OnDelete, SchemaContract
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger
 from ae_pipeline.storage.dataset import Dataset
-from ae_pipeline.storage.paths import DatasetPaths
+from ae_pipeline.storage.paths import MEMBER, DatasetPaths
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ def remove_unused_copies(ledger: Ledger, paths: DatasetPaths) -> None:
     """Delete staged copies and quarantine files that no ledger entry references, and partial files of killed runs."""
     entries = ledger.files.values()
     for folder, current in (
-        (paths.staged("_").parent, {entry.staged for entry in entries}),
+        (paths.staged("_").parent, {str(entry.staged).partition(MEMBER)[0] for entry in entries}),
         (paths.quarantined("_").parent, {entry.rejected_copy for entry in entries}),
     ):
         for path in folder.glob("*"):

@@ -17,7 +17,6 @@ from pathlib import Path
 from ae_pipeline.common.errors import StorageError
 from ae_pipeline.common.progress import ProgressLogger
 from ae_pipeline.common.text import pluralize
-from ae_pipeline.ingestion.batch import RAW_VERSION, RuleFingerprints, rule_fingerprints
 from ae_pipeline.ingestion.contract import SchemaContract, contract_in_force
 from ae_pipeline.ingestion.deletions import (
     deleted_files,
@@ -26,10 +25,12 @@ from ae_pipeline.ingestion.deletions import (
     remove_foreign_days,
     remove_unused_copies,
 )
+from ae_pipeline.ingestion.fingerprints import RAW_VERSION, RuleFingerprints, rule_fingerprints
 from ae_pipeline.ingestion.first_contract import infer_and_save_contract
 from ae_pipeline.ingestion.landing_folder import landed_files, landing_address, landing_folder, list_landing
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger
 from ae_pipeline.ingestion.moves import moved_identities
+from ae_pipeline.ingestion.packs import repack
 from ae_pipeline.ingestion.readers.pictures import is_image
 from ae_pipeline.ingestion.removal import accept_removal, find_removal, keep_settings
 from ae_pipeline.ingestion.stage_files import NewFile, stage_files
@@ -252,8 +253,8 @@ def ingest(dataset: Dataset, today: dt.date, *, accepts_removal: bool = False) -
         try:
             removal = find_removal(previous, files, contract, dataset)
             is_removal = removal is not None and removal.exceeds(config.max_removed_share)
-            is_refused = is_removal and not accepts_removal
-            if not is_refused:
+            if accepts_removal or not is_removal:
+                files, is_refused = repack(files, previous.files.values(), paths), False
                 _save(previous, Ledger(files), dataset, is_accepted=is_removal)
         finally:
             remove_unused_copies(previous if is_refused else Ledger(files), paths)

@@ -8,24 +8,24 @@ from dataclasses import replace
 from pathlib import Path
 
 from ae_pipeline.common.errors import SchemaError
-from ae_pipeline.ingestion.batch import (
+from ae_pipeline.ingestion.conform import AFTER_LAST_DAY, conform
+from ae_pipeline.ingestion.contract import SchemaContract
+from ae_pipeline.ingestion.entries import (
     check_file,
     count_days,
     invalid_values,
     new_entry,
     no_valid_row,
     refused_entry,
-    rule_fingerprints,
     unchanged_entry,
 )
-from ae_pipeline.ingestion.conform import AFTER_LAST_DAY, conform
-from ae_pipeline.ingestion.contract import SchemaContract
+from ae_pipeline.ingestion.fingerprints import rule_fingerprints
 from ae_pipeline.ingestion.ledger import LandedFile
+from ae_pipeline.ingestion.packs import entry_fact
 from ae_pipeline.ingestion.readers.failures import library_errors_as
 from ae_pipeline.ingestion.readers.files import ReadOptions, is_in_parts, read_parts
 from ae_pipeline.ingestion.readers.large_text import ChangedFileError, scan_text
 from ae_pipeline.ingestion.rows import FileRows, UnreadableFileError
-from ae_pipeline.ingestion.staged import entry_fact
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.files import publish, temporary_beside
 from ae_pipeline.storage.hashing import hash_json

@@ -6,11 +6,16 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from ae_pipeline.common.errors import StorageError
 from ae_pipeline.storage.files import write_text
 from ae_pipeline.storage.hashing import hash_json
+from ae_pipeline.storage.paths import MEMBER
 from ae_pipeline.storage.snapshot import LEDGER_DIGEST
+
+_PACKED = "packed"
+"""JSON key of an entry whose staged copy is a pack. Earlier versions refuse it, and so delete no pack as unused."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +55,19 @@ class LandedFile:
     skipped: dict[str, str] = field(default_factory=dict)
     deleted: bool = False
     withdrawn: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "LandedFile":
+        """Return the entry that `as_json` gave.
+
+        Raises:
+            TypeError: A value is missing, or not known to this version.
+        """
+        return cls(**{key: value for key, value in values.items() if key != _PACKED})
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the values of the entry, and whether its staged copy is a pack, if it is one."""
+        return {**vars(self), _PACKED: True} if MEMBER in str(self.staged) else vars(self)
 
     def without_days(self, days: Collection[str]) -> "LandedFile":
         """Return the entry without the rows of some days."""
@@ -97,13 +115,13 @@ class Ledger:
             digest = entries.pop(LEDGER_DIGEST, None)
             if digest is not None and digest != hash_json(entries):
                 raise ValueError("its entries are not those that were written: their digest is another one")
-            return cls({name: LandedFile(**entry) for name, entry in entries.items()})
+            return cls({name: LandedFile.from_json(entry) for name, entry in entries.items()})
         except (ValueError, TypeError, AttributeError) as error:
             raise StorageError(f"the ledger {path} cannot be read ({error}); {remedy}") from error
 
     def save(self, path: Path) -> None:
         """Write the ledger atomically."""
-        entries: dict[str, object] = {name: vars(entry) for name, entry in self.files.items()}
+        entries: dict[str, object] = {name: entry.as_json() for name, entry in self.files.items()}
         write_text(path, json.dumps({**entries, LEDGER_DIGEST: hash_json(entries)}, indent=0))
 
     @property

@@ -8,8 +8,8 @@ from pathlib import Path
 import polars as pl
 
 from ae_pipeline.config.pipeline import PipelineConfig
-from ae_pipeline.ingestion.batch import RAW_VERSION
 from ae_pipeline.ingestion.deduplicate import partition_by_identity
+from ae_pipeline.ingestion.fingerprints import RAW_VERSION
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger, landing_order
 from ae_pipeline.ingestion.staged import read_many_staged
 from ae_pipeline.storage.files import write_text
@@ -29,25 +29,22 @@ def moved_identities(ledger: Ledger, paths: DatasetPaths, config: PipelineConfig
     """
     if config.event_time is None or not config.identity or config.event_time in config.identity:
         return {}
-    files = [entry for _, entry in sorted(ledger.files.items(), key=landing_order) if entry.staged]
-    staged = [str(entry.staged) for entry in files]
+    files = [file for file in sorted(ledger.files.items(), key=landing_order) if file[1].staged]
+    staged = [str(entry.staged) for _, entry in files]
     if not staged:
         return {}
-    sources = {str(entry.staged): name for name, entry in ledger.files.items()}
-    withdrawn = {str(entry.staged): sorted(entry.withdrawn) for entry in files if entry.withdrawn}
+    withdrawn = {str(entry.staged): sorted(entry.withdrawn) for _, entry in files if entry.withdrawn}
     # Cached, because it needs the identities of all rows, and sensors call last_ingest often.
     cache = paths.ledger.with_name("moved.json")
     key = hash_json([RAW_VERSION, staged, *([withdrawn] if withdrawn else [])])
     if (known := _cached_moves(cache, key)) is not None:
         return known
     rows = (
-        read_many_staged({paths.staged(name): sources[name] for name in names}, ["row_id", "_day"]).filter(
-            ~pl.col("_day").is_in(withdrawn.get(names[0], []))
-        )
-        for names in _groups(files)
+        read_many_staged(group, paths, ["row_id", "_day"]).filter(~pl.col("_day").is_in(sorted(group[0][1].withdrawn)))
+        for group in _groups(files)
     )
     newest = pl.col("_day").last().over("row_id")  # files are in landing order
-    parts = partition_by_identity(rows, sum(entry.rows for entry in files), paths.scratch)
+    parts = partition_by_identity(rows, sum(entry.rows for _, entry in files), paths.scratch)
     repeated = (part.filter(pl.col("row_id").is_duplicated()) for part in parts)
     lost = pl.concat([part.filter(pl.col("_day") != newest).unique() for part in repeated]).sort("row_id")
     moved = {str(day): part["row_id"].to_list() for (day,), part in lost.group_by("_day", maintain_order=True)}
@@ -55,15 +52,15 @@ def moved_identities(ledger: Ledger, paths: DatasetPaths, config: PipelineConfig
     return moved
 
 
-def _groups(files: Sequence[LandedFile]) -> Iterator[list[str]]:
-    """Yield the names of staged copies to read at once: many small ones, but each one with withdrawn rows alone."""
-    group: list[str] = []
+def _groups(files: Sequence[tuple[str, LandedFile]]) -> Iterator[list[tuple[str, LandedFile]]]:
+    """Yield the landed files to read at once: many small ones, but each one with withdrawn rows alone."""
+    group: list[tuple[str, LandedFile]] = []
     rows = 0
-    for entry in files:
+    for name, entry in files:
         if group and (entry.withdrawn or rows + entry.rows > _ROWS_AT_ONCE):
             yield group
             group, rows = [], 0
-        group.append(str(entry.staged))
+        group.append((name, entry))
         rows += entry.rows
         if entry.withdrawn:
             yield group

@@ -13,11 +13,11 @@ from ae_pipeline.common.cores import cores
 from ae_pipeline.common.errors import SchemaError
 from ae_pipeline.common.text import first_line
 from ae_pipeline.engine.mapping import engine_map
-from ae_pipeline.ingestion.batch import IMAGE_FACT
 from ae_pipeline.ingestion.contract import SchemaContract
 from ae_pipeline.ingestion.deduplicate import partition_by_identity
 from ae_pipeline.ingestion.landing import IngestResult
 from ae_pipeline.ingestion.large_days import BATCH_ROWS, LARGE_ROWS, LargeDay
+from ae_pipeline.ingestion.packs import IMAGE_FACT, NUMBER, in_packs, numbered_rows
 from ae_pipeline.ingestion.rows import with_occurrence
 from ae_pipeline.ingestion.staged import kept_rows, require_staged
 from ae_pipeline.storage.parquet import damage_of, read_facts, scans, write_parquet
@@ -110,13 +110,15 @@ def build_raw_day(day: str, ingested: IngestResult, paths: DatasetPaths) -> DayR
         return {"input_hash": input_hash, "superseded": str(landed - rows), "repeated": str(repeated)}
 
     def read(at_once: int | None = None) -> Iterator[pl.DataFrame]:
-        for name, entry in sources:
-            for rows in _read_staged(paths.staged(str(entry.staged)), ingested.contract, name, day, at_once):
-                yield _cast(rows, schema, name)
+        for copy, files in in_packs(sources).items():
+            packed, name = [(number, entry) for number, _, entry in files], files[0][1]
+            for rows in _read_staged(paths.staged(copy), ingested.contract, name, day, at_once):
+                yield _cast(numbered_rows(rows, packed) if ingested.contract.images else rows, schema, name)
 
     def complete(*rows: pl.DataFrame) -> pl.DataFrame:
         # "diagonal", because a copy lacks optional columns that were declared after it was staged.
-        return pl.concat([pl.DataFrame(schema=schema), *rows], how="diagonal").select(*schema)
+        whole = pl.concat([pl.DataFrame(schema=schema), *rows], how="diagonal")
+        return (whole.sort(NUMBER, maintain_order=True) if NUMBER in whole.columns else whole).select(*schema)
 
     if landed > LARGE_ROWS and not ingested.contract.images:
         large = LargeDay(lambda: map(complete, read(BATCH_ROWS)), landed, deduplicate, paths.scratch)

@@ -125,7 +125,8 @@ def _compare(previous: Files, files: Files, standing: Mapping[str, int], dataset
             if copy in damaged:
                 continue
             source = earlier.get(copy) or after[copy]
-            rows = read_staged(dataset.paths.staged(copy), source, ["row_id", "_day"])
+            entry = previous[source] if copy in earlier else files[source]
+            rows = read_staged(entry, source, dataset.paths, ["row_id", "_day"])
             valid = [day for day in rows["_day"].unique() if has_day(day)]
             is_valid = pl.col("_day").is_in(valid) & pl.lit(copy in after)
             yield rows.select(

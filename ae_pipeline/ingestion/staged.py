@@ -1,45 +1,25 @@
 """Staged copies: whether they are whole, and how they are read."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from ae_pipeline.common.errors import StorageError
 from ae_pipeline.ingestion.ledger import LandedFile
+from ae_pipeline.ingestion.packs import first_row, rows_of
 from ae_pipeline.ingestion.whole_copies import forget_whole_copies
 from ae_pipeline.storage.files import write_text
-from ae_pipeline.storage.parquet import damage_of, read_facts
+from ae_pipeline.storage.parquet import damage_of, footer_of, read_facts
 from ae_pipeline.storage.paths import DatasetPaths
-
-ENTRY_FACT = "ledger_entry"
-"""Footer key of a staged copy with its entry of the ledger, as JSON, from which a lost ledger is rebuilt."""
-
 
 _KEPT_BYTES = 256 << 20
 """Maximum size of the rows that are kept in memory."""
 
 _kept: dict[tuple[Path, int], pl.DataFrame] = {}
-
-
-def entry_fact(name: str, entry: LandedFile) -> dict[str, str]:
-    """Return the footer entry of a staged copy.
-
-    Args:
-        name: Path of the file below the landing folder.
-        entry: Entry of the file; rows and days are those of the copy.
-    """
-    return {ENTRY_FACT: json.dumps({"name": name, **vars(entry)})}
-
-
-def stored_entry(path: Path) -> tuple[str, LandedFile] | None:
-    """Return name and ledger entry of a staged copy, or None if it is damaged or of an earlier version."""
-    text = read_facts(path).get(ENTRY_FACT)
-    if text is None:
-        return None
-    values = json.loads(text)
-    return values.pop("name"), LandedFile(**values)
 
 
 def has_whole_copies(entry: LandedFile, paths: DatasetPaths) -> bool:
@@ -80,24 +60,46 @@ def require_staged(path: Path, source: str) -> None:
         )
 
 
-def read_staged(path: Path, source: str, columns: Sequence[str]) -> pl.DataFrame:
-    """Read columns of a staged copy; see `require_staged`."""
+def read_staged(entry: LandedFile, source: str, paths: DatasetPaths, columns: Sequence[str]) -> pl.DataFrame:
+    """Read columns of the rows of a landed file; see `require_staged`."""
+    path = paths.staged(str(entry.staged))
     require_staged(path, source)
     rows = kept_rows(path)
-    return pl.read_parquet(path, columns=list(columns), glob=False) if rows is None else rows.select(columns)
+    if rows is None:
+        rows = _read_columns(path, path.stat().st_mtime_ns, tuple(columns))
+    return rows_of(entry, rows).select(columns)
 
 
-def read_many_staged(paths: Mapping[Path, str], columns: Sequence[str]) -> pl.DataFrame:
-    """Read columns of many small staged copies at once, in their order; see `require_staged`.
+@lru_cache(maxsize=1)
+def _read_columns(path: Path, modified_ns: int, columns: tuple[str, ...]) -> pl.DataFrame:  # noqa: ARG001
+    """Read columns of a staged copy, and keep them, because the next landed file is often in the same one."""
+    return pl.read_parquet(path, columns=list(columns), glob=False)
+
+
+def read_many_staged(
+    files: Sequence[tuple[str, LandedFile]], paths: DatasetPaths, columns: Sequence[str]
+) -> pl.DataFrame:
+    """Read columns of the rows of many small landed files at once, in their order; see `require_staged`.
 
     Args:
-        paths: Path of each landed file below the landing folder, by the path of its copy.
+        files: Path below the landing folder and entry of each file.
+        paths: Paths of the dataset.
         columns: Columns that all copies have.
     """
-    for path, source in paths.items():
+    sources = {paths.staged(str(entry.staged)): source for source, entry in files}
+    for path, source in sources.items():
         require_staged(path, source)
-    scan = pl.scan_parquet(list(paths), glob=False, extra_columns="ignore")
-    return scan.select(columns).collect()
+    scan = pl.scan_parquet(list(sources), glob=False, extra_columns="ignore")
+    if len(sources) == len(files) and all(first_row(entry) is None for _, entry in files):
+        return scan.select(columns).collect()
+    heights = {path: footer_of(path).num_rows for path in sources}
+    starts = dict(zip(sources, accumulate(heights.values(), initial=0), strict=False))
+    rows, spans = scan.select(columns).collect(), []
+    for _, entry in files:
+        path, first = paths.staged(str(entry.staged)), first_row(entry)
+        count = heights[path] if first is None else entry.rows
+        spans.append(np.arange(count) + starts[path] + (first or 0))
+    return rows[np.concatenate(spans)]
 
 
 def keep_rows(path: Path, rows: pl.DataFrame) -> None:

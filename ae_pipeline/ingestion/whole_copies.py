@@ -12,13 +12,16 @@ from ae_pipeline.ingestion.ledger import LandedFile
 from ae_pipeline.storage.files import atomic_write
 from ae_pipeline.storage.integrity import is_sealed
 from ae_pipeline.storage.parquet import read_facts
-from ae_pipeline.storage.paths import DatasetPaths
+from ae_pipeline.storage.paths import MEMBER, DatasetPaths
 
 _KEPT_SECONDS = 86_400.0
 """Time after which the bytes of all copies are read again, because a disk can lose them without changing the file."""
 
 _WORTH_KEEPING = 1000
 """Number of copies from which their states are kept. To read fewer takes less than half a second."""
+
+_BYTES_OF_A_COPY = 512 << 10
+"""Bytes whose digest takes as long as to open a file. A copy counts as one more for each of them."""
 
 _HEADER, _DIGEST_SIZE = struct.Struct("<d"), 8
 
@@ -40,29 +43,32 @@ class WholeCopies:
         self._folders = (paths.staged("_").parent, paths.quarantined("_").parent)
         self._states = tuple(_states(folder) for folder in self._folders)
         self._new: set[bytes] = set()
+        self._bad: set[bytes] = set()
+        self._work = 0.0
 
     def has(self, entry: LandedFile) -> bool:
         """Return whether the staged copy and the quarantine file of a landed file are there and not damaged."""
         return all(
-            name is None or self._is_whole(kind, f"{name}.parquet")
+            name is None or self._is_whole(kind, f"{name.partition(MEMBER)[0]}.parquet")
             for kind, name in enumerate((entry.staged, entry.rejected_copy))
         )
 
     def _is_whole(self, kind: int, name: str) -> bool:
         state = self._states[kind].get(name)
-        if state is None:
+        if state is None or state in self._bad:
             return False
-        if state in self._known:
+        if state in self._known or state in self._new:
             return True
         path = self._folders[kind] / name
-        if not is_sealed(path) and not read_facts(path):  # a copy of an earlier version has no seal
-            return False
-        self._new.add(state)
-        return True
+        is_whole = is_sealed(path) or bool(read_facts(path))  # a copy of an earlier version has no seal
+        (self._new if is_whole else self._bad).add(state)
+        if is_whole:
+            self._work += 1 + path.stat().st_size / _BYTES_OF_A_COPY
+        return is_whole
 
     def keep(self) -> None:
         """Keep the states of whole copies for the next process. Without it, that process reads the copies itself."""
-        if len(self._new) < _WORTH_KEEPING:
+        if self._work < _WORTH_KEEPING:
             return
         present = {state for states in self._states for state in states.values()}
         known = (self._known & present) | self._new

@@ -8,6 +8,9 @@ from ae_pipeline.storage.project import table_prefix
 ALL_ROWS = "all"
 """Name of the only partition of a dataset without event time, used in place of a day."""
 
+MEMBER = "@"
+"""What separates the name of a staged copy of many landed files from the first row of one of them."""
+
 
 @dataclass(frozen=True)
 class DatasetPaths:
@@ -106,9 +109,9 @@ class DatasetPaths:
         """Return the path of the staged copy of a landed file.
 
         Args:
-            name: Name of the copy, as in the ledger.
+            name: Name of the copy, as in the ledger; several landed files can have one copy.
         """
-        return self.root / "staging" / self.dataset / "files" / f"{name}.parquet"
+        return self.root / "staging" / self.dataset / "files" / f"{name.partition(MEMBER)[0]}.parquet"
 
     def quarantined(self, name: str) -> Path:
         """Return the path of the quarantined rows of a landed file.

@@ -10,8 +10,8 @@ from zoneinfo import ZoneInfo
 import polars as pl
 import pytest
 
-from ae_pipeline.ingestion.batch import rule_fingerprints
 from ae_pipeline.ingestion.contract import load_contract
+from ae_pipeline.ingestion.fingerprints import rule_fingerprints
 from ae_pipeline.ingestion.local_time import start_of_day
 from tests.support.datasets import HEADER, TODAY, LandedDataset, frame, line, make_dataset, parquet
 

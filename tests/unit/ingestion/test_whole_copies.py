@@ -56,6 +56,27 @@ def test_the_next_process_reads_no_copy_again(paths: DatasetPaths, reads: list[s
     assert reads == ["a", "b"]
 
 
+def test_a_pack_is_read_once_for_all_its_files(paths: DatasetPaths, reads: list[str]) -> None:
+    write_rows(paths.staged("bad"), pa.table({"id": ["1"]}))
+    paths.staged("bad").write_bytes(b"nothing")
+    copies = WholeCopies(paths)
+    for pack, is_whole in (("a", True), ("bad", False)):
+        members = [replace(ENTRY, staged=f"{pack}@{first}", rejected_copy=None) for first in range(3)]
+        assert [copies.has(entry) for entry in members] == [is_whole] * 3
+    assert reads == ["a", "bad"]
+
+
+def test_few_large_copies_are_worth_keeping(
+    paths: DatasetPaths, reads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(whole_copies, "_WORTH_KEEPING", 10)
+    assert [has(paths), has(paths)] == [True, True]
+    assert reads == ["a", "b"] * 2
+    monkeypatch.setattr(whole_copies, "_BYTES_OF_A_COPY", paths.staged("a").stat().st_size // 5)
+    assert [has(paths), has(paths)] == [True, True]
+    assert reads == ["a", "b"] * 3
+
+
 def test_a_changed_copy_is_read_again(paths: DatasetPaths, reads: list[str]) -> None:
     assert has(paths)
     data = paths.quarantined("b").read_bytes()
