@@ -209,7 +209,8 @@ def render_page(template: str, variables: Mapping[str, Any], paths: DatasetPaths
     """
     folder = files("ae_pipeline").joinpath("reports")
     sources = {name: folder.joinpath(f"page.{name}").read_text(encoding="utf-8") for name in ("css", "js")}
-    sources["latents_js"] = folder.joinpath("page.latents.js").read_text(encoding="utf-8")
+    for name in ("csv", "latents"):
+        sources[f"{name}_js"] = folder.joinpath(f"page.{name}.js").read_text(encoding="utf-8")
     sources["vega"] = scripts(paths.cache) if variables["charts"] else ""
     # Our own files and a library, which must not be escaped.
     unescaped = {name: markupsafe.Markup(text) for name, text in sources.items()}  # noqa: S704
