@@ -12,14 +12,23 @@
     more.className = "more";
     more.addEventListener("click", () => { most = Infinity; filter(); });
     table.parentElement.after(more);
+    // What is searched: the text of a row without what is the same in all rows, such as buttons to copy and headings.
+    const texts = new Map();
+    const searched = (body) => {
+      if (!texts.has(body)) {
+        const copy = body.cloneNode(true);
+        for (const each of copy.querySelectorAll("button:not(.open), thead, .mark, .served")) each.remove();
+        texts.set(body, copy.textContent.toLowerCase());
+      }
+      return texts.get(body);
+    };
     const filter = () => {
       const terms = search.value.toLowerCase().split(/\s+/).filter(Boolean);
       // A search shows all matches. Otherwise the first rows are enough, and a linked row is always shown.
       const limit = terms.length || flagged.checked || picked !== null ? Infinity : most;
       let count = 0;
       for (const body of bodies()) {
-        const text = body.textContent.toLowerCase();
-        const matches = terms.every((term) => text.includes(term)) && (!flagged.checked || body.dataset.flagged === "1")
+        const matches = terms.every((term) => searched(body).includes(term)) && (!flagged.checked || body.dataset.flagged === "1")
           && (picked === null || body.dataset[picked.by] === picked.value);
         body.hidden = !matches || (count >= limit && location.hash !== `#${body.id}`);
         count += matches;

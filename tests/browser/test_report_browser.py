@@ -208,6 +208,11 @@ def test_rows_are_searched_and_filtered(visit: Visit) -> None:
     everything = visit.shown()
     visit.page.fill("#search", "<SCRIPT>alert")
     assert visit.shown() == [SCRIPT]
+    for word in ("copy", "mark this", "actual"):  # of buttons, links and headings
+        visit.page.fill("#search", word)
+        assert visit.shown() == []
+    visit.page.fill("#search", "expected")  # of the reason, which is a button too
+    assert len(visit.shown()) >= 8
     visit.page.fill("#search", "")
     visit.page.focus("#flagged")
     visit.page.keyboard.press("Space")
