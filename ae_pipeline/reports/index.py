@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ae_pipeline.config.display import PLAIN, ColumnNames
+from ae_pipeline.monitoring.verdict import DayAssessment
 from ae_pipeline.reports.groups import group_rows
 from ae_pipeline.reports.ranking import as_rows, ranked_day
 from ae_pipeline.storage.paths import DatasetPaths
@@ -13,6 +14,23 @@ _MAX_DAYS = 20
 
 _CAUSES = 3
 """Causes that are named of a day."""
+
+
+def day_entry(day: str, assessment: DayAssessment) -> dict[str, Any]:
+    """Return counts and verdict of a day as the page lists them; a wrong day has a message under `words`.
+
+    Args:
+        day: ISO date, or `ALL_ROWS`.
+        assessment: Assessment of the day.
+    """
+    return {
+        "day": day,
+        "rows": assessment.rows,
+        "flagged": assessment.flagged,
+        "new": assessment.new,
+        "state": assessment.verdict.value,
+        "words": assessment.message if assessment.is_wrong else "",
+    }
 
 
 def most_worth_a_look(index: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -12,14 +12,23 @@
     more.className = "more";
     more.addEventListener("click", () => { most = Infinity; filter(); });
     table.parentElement.after(more);
+    // What is searched: the text of a row without what is the same in all rows, such as buttons to copy and headings.
+    const texts = new Map();
+    const searched = (body) => {
+      if (!texts.has(body)) {
+        const copy = body.cloneNode(true);
+        for (const each of copy.querySelectorAll("button:not(.open), thead, .mark, .served")) each.remove();
+        texts.set(body, copy.textContent.toLowerCase());
+      }
+      return texts.get(body);
+    };
     const filter = () => {
       const terms = search.value.toLowerCase().split(/\s+/).filter(Boolean);
       // A search shows all matches. Otherwise the first rows are enough, and a linked row is always shown.
       const limit = terms.length || flagged.checked || picked !== null ? Infinity : most;
       let count = 0;
       for (const body of bodies()) {
-        const text = body.textContent.toLowerCase();
-        const matches = terms.every((term) => text.includes(term)) && (!flagged.checked || body.dataset.flagged === "1")
+        const matches = terms.every((term) => searched(body).includes(term)) && (!flagged.checked || body.dataset.flagged === "1")
           && (picked === null || body.dataset[picked.by] === picked.value);
         body.hidden = !matches || (count >= limit && location.hash !== `#${body.id}`);
         count += matches;
@@ -71,11 +80,9 @@
     (list.tBodies ? list.parentElement : list).after(more);
     show(false);
   }
-  // Each table can be saved as CSV, also the rows that are not shown. A cell that a spreadsheet takes for a formula gets a quote.
-  const cell = (text) => {
-    const plain = text.replace(/\s+/g, " ").trim(), safe = /^[=+@-]/.test(plain) && isNaN(plain.replaceAll(",", "")) ? `'${plain}` : plain;
-    return /[",]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
-  };
+  // Each table can be saved as CSV, also the rows that are not shown. A cell has its text, or `data-value` as it is. What the
+  // cells show beside their values, such as flags, are columns at the end: `data-also` of the table names attributes of the rows.
+  const value = (cell) => cell.dataset.value ?? cell.textContent.replace(/\s+/g, " ").trim();
   for (const saved of document.querySelectorAll("table[data-csv]")) {
     const button = document.createElement("button");
     button.type = "button";
@@ -84,9 +91,13 @@
     button.setAttribute("aria-label", `Download ${saved.dataset.csv} as CSV`);
     button.addEventListener("click", () => {
       const rows = [saved.tHead.rows[0], ...[...saved.tBodies].flatMap((body) => [...body.rows]).filter((row) => !row.classList.contains("detail"))];
-      const shown = rows.map((row) => [...row.cells].filter((each) => !each.querySelector(".pick") && each.dataset.csv !== "no"));
+      const also = saved.dataset.also?.split(" ") ?? [];
+      const lines = rows.map((row, index) => [
+        ...[...row.cells].filter((each) => !each.querySelector(".pick") && each.dataset.csv !== "no").map(value),
+        ...also.map((name) => index ? row.dataset[name] : name),
+      ]);
       const link = document.createElement("a");
-      link.href = URL.createObjectURL(new Blob([shown.map((cells) => cells.map((each) => cell(each.dataset.value ?? each.textContent)).join(",") + "\r\n").join("")], { type: "text/csv" }));
+      link.href = URL.createObjectURL(new Blob([lines.map((cells) => cells.map(csvCell).join(",") + "\r\n").join("")], { type: "text/csv" }));
       link.download = `${saved.dataset.csv}.csv`;
       link.click();
       setTimeout(() => URL.revokeObjectURL(link.href), 60_000);

@@ -8,7 +8,6 @@
   const most = 25, table = document.querySelector("#points"), status = document.querySelector("#chosen");
   const download = document.querySelector("#download"), base = location.pathname.replace(/latents$/, "row");
   const encode = (field) => ({field, title: titles[field]});
-  const csv = (value) => /[",\r\n]/.test(value ?? "") ? `"${String(value).replaceAll('"', '""')}"` : value ?? "";
   const list = (selected) => {
     const shown = [...selected].sort((a, b) => b[fields.score] - a[fields.score]);
     const wanted = [fields.row_id, fields.score, ...Object.values(chosen).map((each) => each.value), ...all];
@@ -28,7 +27,7 @@
       }
       return line;
     }));
-    const text = [names, ...shown.map((point) => all.map((field) => point[field]))].map((line) => line.map(csv).join(",")).join("\n");
+    const text = [names, ...shown.map((point) => all.map((field) => point[field]))].map((line) => line.map(csvCell).join(",")).join("\n");
     download.href = `data:text/csv;charset=utf-8,${encodeURIComponent(text)}`;
     const listed = shown.length > most ? `, the ${most} highest scores are listed` : "";
     status.textContent = `${shown.length} of ${points.length} rows${listed}`;

@@ -6,6 +6,7 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import cache
 from importlib.resources import files
@@ -14,19 +15,22 @@ from typing import Any
 
 import jinja2
 import markupsafe
+import polars as pl
 
 from ae_pipeline.common.errors import ConfigError
 from ae_pipeline.common.escape import escape_json_in_html
 from ae_pipeline.common.text import one_in, pluralize, printable, short_number
+from ae_pipeline.config.display import ColumnNames
 from ae_pipeline.monitoring.alerts import alerts_of
 from ae_pipeline.monitoring.daily_drift import read_drift
 from ae_pipeline.monitoring.day_assessment import first_with_verdict
 from ae_pipeline.monitoring.deviations import DETAILED
 from ae_pipeline.monitoring.feedback import MarkState, marks_digest, marks_of
 from ae_pipeline.monitoring.feedback_precision import precision_by_version
-from ae_pipeline.monitoring.verdict import DayAssessment
+from ae_pipeline.monitoring.verdict import DayAssessment, DayState
 from ae_pipeline.registry.history import history
 from ae_pipeline.reports.files import damaged_report_files, write_report_file
+from ae_pipeline.reports.index import day_entry, most_worth_a_look, with_causes
 from ae_pipeline.reports.review import read_ranked, review_of
 from ae_pipeline.reports.row_details import MAX_EXPLAINED
 from ae_pipeline.reports.scripts import scripts
@@ -105,10 +109,28 @@ def _with_marks(variables: dict[str, Any], dataset: Dataset) -> dict[str, Any]:
     feedback = [{**asdict(each), "precision": each.precision} for each in precision_by_version(marks_of(paths))]
     return {
         **variables,
+        **_listed_again(variables, days, dataset),
         "assessment": assessment.record(),
         "states": {row_id: state.text for row_id, state in reviewed.states.items()},
         "summary": {**summary, "verdict": assessment_json(assessment), "days": counts, "feedback": feedback},
     }
+
+
+def _listed_again(variables: Mapping[str, Any], days: Mapping[str, DayAssessment], dataset: Dataset) -> dict[str, Any]:
+    """Return the bars of the days and the listed days with the verdicts that follow from the present marks."""
+    if not days:
+        return {}
+    index = [day_entry(day, each) for day, each in days.items()]
+    entries = {entry["day"]: entry for entry in index}
+    again: dict[str, Any] = {"bars": [{**bar, **entries.get(bar["day"], {})} for bar in variables["bars"]]}
+    if dataset.config.is_daily:
+        causes = {each["day"]: each["words"] for each in variables["listed_days"] if each["state"] != DayState.WRONG}
+        listed = [{**each, "words": each["words"] or causes.get(each["day"], "")} for each in most_worth_a_look(index)]
+        names = ColumnNames(dataset.config.display)
+        again["listed_days"] = listed
+        with suppress(OSError, pl.exceptions.PolarsError):  # files are missing: the next report adds causes
+            again["listed_days"] = with_causes(listed, dataset.paths, dataset.config.timezone, names)
+    return again
 
 
 def shown_marks(paths: DatasetPaths) -> str | None:
@@ -209,7 +231,8 @@ def render_page(template: str, variables: Mapping[str, Any], paths: DatasetPaths
     """
     folder = files("ae_pipeline").joinpath("reports")
     sources = {name: folder.joinpath(f"page.{name}").read_text(encoding="utf-8") for name in ("css", "js")}
-    sources["latents_js"] = folder.joinpath("page.latents.js").read_text(encoding="utf-8")
+    for name in ("csv", "latents"):
+        sources[f"{name}_js"] = folder.joinpath(f"page.{name}.js").read_text(encoding="utf-8")
     sources["vega"] = scripts(paths.cache) if variables["charts"] else ""
     # Our own files and a library, which must not be escaped.
     unescaped = {name: markupsafe.Markup(text) for name, text in sources.items()}  # noqa: S704

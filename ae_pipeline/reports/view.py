@@ -25,6 +25,7 @@ from ae_pipeline.monitoring.newest_day import FillingDay, filling_day
 from ae_pipeline.monitoring.verdict import DayAssessment, DayState, LabelLimits
 from ae_pipeline.reports.charts import Chart, calibration_chart, drift_chart, latent_chart, loss_chart, score_chart
 from ae_pipeline.reports.groups import Group
+from ae_pipeline.reports.index import day_entry
 from ae_pipeline.reports.latent_map import columns_of, reference_rows
 from ae_pipeline.reports.row_details import RowDetails
 from ae_pipeline.scoring.drift import Part
@@ -220,17 +221,7 @@ class Published:
 
     def index(self) -> list[dict[str, Any]]:
         """Return counts and verdicts of all days, the oldest first; a wrong day has a message under `words`."""
-        return [
-            {
-                "day": day,
-                "rows": each.rows,
-                "flagged": each.flagged,
-                "new": each.new,
-                "state": each.verdict.value,
-                "words": each.message if each.is_wrong else "",
-            }
-            for day, each in self.assessments.items()
-        ]
+        return [day_entry(day, each) for day, each in self.assessments.items()]
 
     def locate(self, groups: Sequence[Group], day: str) -> list[Group]:
         """Return groups of rows of a day; the largest ones with phrases that locate their rows within the day."""

@@ -5,6 +5,7 @@ import datetime as dt
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import numpy as np
 import polars as pl
 import pytest
 
+from ae_pipeline.common.escape import spreadsheet_text
+from ae_pipeline.common.text import one_in
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.reports.day_pages import day_page
 from ae_pipeline.storage.dataset import Dataset
@@ -155,7 +158,8 @@ def test_the_page_of_a_day_matches_its_parquet_file(browser: Any, pages: dict[st
     for alert in alerts.iter_rows(named=True):
         body = visit.page.locator(f"#rows > tbody[data-row='{alert['row_id']}']")
         cells = [text.strip() for text in body.locator("tr").first.locator("td").all_inner_texts()]
-        assert cells == [f"{alert['score']:.1f} ⚑", alert["row_id"], f"{alert['p_value']:.2g}", alert["because"]]
+        p_value = f"{alert['p_value']:.2g} {one_in(alert['p_value'])}"
+        assert cells == [f"{alert['score']:.1f} ⚑", alert["row_id"], p_value, alert["because"]]
         assert float(body.get_attribute("data-score") or "") == alert["score"]
         assert float(body.get_attribute("data-p") or "") == alert["p_value"]
         body.locator(".open").click()
@@ -204,6 +208,11 @@ def test_rows_are_searched_and_filtered(visit: Visit) -> None:
     everything = visit.shown()
     visit.page.fill("#search", "<SCRIPT>alert")
     assert visit.shown() == [SCRIPT]
+    for word in ("copy", "mark this", "actual"):  # of buttons, links and headings
+        visit.page.fill("#search", word)
+        assert visit.shown() == []
+    visit.page.fill("#search", "expected")  # of the reason, which is a button too
+    assert len(visit.shown()) >= 8
     visit.page.fill("#search", "")
     visit.page.focus("#flagged")
     visit.page.keyboard.press("Space")
@@ -240,16 +249,55 @@ def test_a_table_is_saved_as_csv_and_an_identity_copied(visit: Visit) -> None:
         visit.page.click("button[aria-label='Download rows as CSV']")
     assert saved.value.suggested_filename == "rows.csv"
     header, *lines = list(csv.reader(saved.value.path().read_text().splitlines()))
-    assert [header[0], header[1], header[-1]] == ["score", "row", "because"]
+    assert header == ["score", "row", "p-value", "because", "flagged", "discovery", "marked"]
     assert len(lines) == visit.page.locator("#rows > tbody").count() >= 10  # also those that are not shown
     highest = visit.page.locator("#rows > tbody").first
     assert [lines[0][0], lines[0][1]] == [highest.get_attribute("data-score"), highest.get_attribute("data-row")]
+    flags = visit.page.eval_on_selector_all("#rows > tbody", "all => all.map(one => one.dataset.flagged)")
+    assert [line[4] for line in lines] == [{"1": "yes", "0": "no"}[flag] for flag in flags]
+    with visit.page.expect_download() as causes:
+        visit.page.click("button[aria-label='Download causes as CSV']")
+    header, *groups = list(csv.reader(causes.value.path().read_text().splitlines()))
+    assert header[:4] == ["rows", "cause", "highest score", "days"]
+    assert header[4:] in (["marked"], ["locations", "marked"])  # the page of a day locates its causes
+    labels = [str(pick.get_attribute("aria-label")) for pick in visit.page.locator(".causes .pick").all()]
+    assert [group[1] for group in groups] == [label.split(" with the cause ")[1] for label in labels]
     highest.locator(".open").click()
     highest.locator(".copies").click()
     assert highest.locator(".copies").inner_text() == "copied"
     visit.page.fill("#search", "")
     visit.page.press("#search", "Control+v")
     assert visit.page.input_value("#search") == lines[0][1]
+
+
+def test_cells_of_csv_are_no_formulas_and_keep_their_spaces(visit: Visit) -> None:
+    source = files("ae_pipeline").joinpath("reports", "page.csv.js").read_text(encoding="utf-8")
+    texts = [
+        "a  b ",
+        "=1",
+        " +x",
+        "-x",
+        "@x",
+        "\t=1",
+        "\uff1d1",
+        "\uff0bx",
+        "\uff0dx",
+        "\uff20x",
+        "a;=1",
+        "a\tb",
+        'a"b',
+        "a,b",
+    ]
+    cells = visit.page.evaluate(f"(texts) => {{ {source} return texts.map(csvCell); }}", [*texts, "-1,234.5", "1e-05"])
+    for text, cell in zip(texts, cells, strict=False):
+        assert next(csv.reader([cell])) == [spreadsheet_text(text)]
+        assert cell.startswith('"') == any(mark in text for mark in '",;\t')
+    assert cells[-2:] == ['"-1,234.5"', "1e-05"]
+    id_cell = visit.page.locator("#rows > tbody > tr > td[data-value]").nth(1)
+    id_cell.evaluate("cell => cell.dataset.value = 'two  spaces'")
+    with visit.page.expect_download() as saved:
+        visit.page.click("button[aria-label='Download rows as CSV']")
+    assert list(csv.reader(saved.value.path().read_text().splitlines()))[1][1] == "two  spaces"
 
 
 def test_a_section_and_the_example_of_a_cause_are_linked(browser: Any, pages: dict[str, Path]) -> None:

@@ -296,11 +296,25 @@ def test_a_mark_of_a_day_reaches_checks_and_later_pages(dataset: Dataset, fitted
     assert not checks.is_over_budget
 
 
+def days_on_page(dataset: Dataset) -> list[str]:
+    """The bars of the page over all days, the sentence that counts them, and the listed days with their reasons."""
+    page = (dataset.paths.reports / "report.html").read_text()
+    whole = page[page.index('<svg class="year"') : page.index('<details class="calendar">')]
+    return [re.sub(" (data-)?href=", " href=", line) for line in whole.splitlines()]  # a page is a link once it exists
+
+
 def test_a_mark_gives_the_verdicts_that_the_next_report_gives(dataset: Dataset, fitted: Fitted) -> None:
+    before, day = days_on_page(dataset), summary_of(dataset)["verdict"]["day"]
     mark_of_newest_day(dataset)
-    at_once = summary_of(dataset)
-    build_report([at_once["verdict"]["day"]], dataset, fitted.bundle, 3, "run")
+    at_once, shown = summary_of(dataset), days_on_page(dataset)
+    wrong = [each["day"] for each in at_once["days"] if each["state"] == "wrong"]
+    assert day not in wrong
+    assert any(f'class="marked" data-day="{day}"' in line for line in before)
+    assert any(f'class="whole" data-day="{day}"' in line for line in shown)
+    assert f", {len(wrong)} {'is' if len(wrong) == 1 else 'are'} wrong" in "".join(shown)
+    build_report([day], dataset, fitted.bundle, 3, "run")
     later = summary_of(dataset)
+    assert shown == days_on_page(dataset)
     assert (at_once["verdict"], at_once["days"]) == (later["verdict"], later["days"])
     assert at_once["verdict"]["since"]
 

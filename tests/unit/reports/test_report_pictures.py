@@ -146,7 +146,7 @@ class Figures(html.parser.HTMLParser):
         if tag == "figure":
             self._inside = "row" in given.get("class", "").split()
             self.figures += [Figure(given["class"].split()[-1])] if self._inside else []
-        elif tag == "img":
+        elif tag == "img" and given.get("class") != "thumbnail":  # of the table of rows
             self.figures[-1].images.append(given)
         elif tag == "i":
             ends = re.findall(r"(left|top|width|height):([\d.]+)%", given["style"])

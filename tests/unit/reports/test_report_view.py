@@ -207,11 +207,12 @@ class TestDays:
         row = next(as_rows(ranked_day(days[4], dataset.paths)))
         values = dataset.features(days[4]).row(by_predicate=pl.col("row_id") == row.row_id, named=True)
         values_text = first_match(r"Values: ((?s:.*?))\.\n", page[page.index(row.row_id) :])[1]
-        shown = dict(part.split(" ", 1) for part in values_text.split(", "))
-        assert set(shown) == set(values) - {"row_id"}
+        event_time, others = values_text.removeprefix("event time ").split(", ", 1)
+        assert event_time == f"{values['event_time']:%Y-%m-%d %H:%M}"
+        shown = dict(part.split(" ", 1) for part in others.split(", "))
+        assert set(shown) == set(values) - {"row_id", "event_time"}
         assert shown["mode"] == values["mode"]
         assert shown["load"] == "missing"
-        assert shown["event_time"] == f"{values['event_time']:%Y-%m-%d %H:%M}"
         assert shown["scheduled"] == f"{int(values['scheduled']) // 60:02d}:{int(values['scheduled']) % 60:02d}"
 
     def test_the_page_states_the_flagged_share_of_unseen_days(self, report: Reported) -> None:
