@@ -125,11 +125,11 @@ def _listed_again(variables: Mapping[str, Any], days: Mapping[str, DayAssessment
     again: dict[str, Any] = {"bars": [{**bar, **entries.get(bar["day"], {})} for bar in variables["bars"]]}
     if dataset.config.is_daily:
         causes = {each["day"]: each["words"] for each in variables["listed_days"] if each["state"] != DayState.WRONG}
-        listed = [{**each, "words": each["words"] or causes.get(each["day"], "")} for each in most_worth_a_look(index)]
+        shown = [{**each, "words": each["words"] or causes.get(each["day"], "")} for each in most_worth_a_look(index)]
         names = ColumnNames(dataset.config.display)
-        again["listed_days"] = listed
+        again["listed_days"] = shown
         with suppress(OSError, pl.exceptions.PolarsError):  # files are missing: the next report adds causes
-            again["listed_days"] = with_causes(listed, dataset.paths, dataset.config.timezone, names)
+            again["listed_days"] = with_causes(shown, dataset.paths, dataset.config.timezone, names)
     return again
 
 
