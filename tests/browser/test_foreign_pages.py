@@ -260,11 +260,11 @@ class TestOwnPages:
         answer = page.evaluate(
             """async (query) => (await fetch("/graphql", {method: "POST", body: JSON.stringify({query}),
             headers: {"Content-Type": "application/json"}})).json()""",
-            LAUNCH.replace('runConfigData: "{}"', f"runConfigData: {json.dumps(_rollback('a test'))}"),
+            LAUNCH.replace("flights_rollback", "flights_mark").replace('"{}"', json.dumps(_marked_day())),
         )
         assert answer["data"]["launchRun"]["__typename"] == "LaunchRunSuccess", answer
         assert state(servers)[0] == runs + 1
-        page.wait_for_selector("text=flights_rollback")
+        page.wait_for_selector("text=flights_mark")
         assert page.problems == []
 
     def test_the_launchpad_refuses_a_rollback_without_version_and_reason(self, servers: Servers, page: Any) -> None:
@@ -292,6 +292,7 @@ class TestOwnPages:
         page.wait_for_function("document.title === 'Day'")
 
 
-def _rollback(why: str) -> str:
-    """Return the run config of a rollback to a version that does not exist."""
-    return json.dumps({"ops": {"flights__champion": {"config": {"version": 1, "why": why}}}})
+def _marked_day() -> str:
+    """Return the run config of a mark of a day, which nothing refuses before the run starts."""
+    mark = {"kind": "day", "subject": "2013-02-08", "state": "known", "who": "Ada"}
+    return json.dumps({"ops": {"flights__mark": {"config": mark}}})

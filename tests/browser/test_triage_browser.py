@@ -145,7 +145,7 @@ def explore(page: Any) -> None:
     page.select_option("#color", "mode")
     page.select_option("#y", "load")
     total = page.inner_text("#chosen").split(" of ")[0]
-    page.wait_for_selector("#map svg[aria-label*='load by z_000, colored by mode']")
+    page.wait_for_selector("#map svg[aria-label*='load by latent 0, colored by mode']")
     box = page.locator("#map svg").bounding_box()
     page.mouse.move(box["x"] + box["width"] * 0.25, box["y"] + box["height"] * 0.05)
     page.mouse.down()

@@ -176,7 +176,7 @@ def test_a_launch_is_checked_against_its_own_dataset(monkeypatch: pytest.MonkeyP
 def test_a_launch_does_not_wait_for_a_slow_model_store(monkeypatch: pytest.MonkeyPatch) -> None:
     released = threading.Event()
     monkeypatch.setattr("ae_pipeline.orchestration.assets.champion._LAUNCH_SECONDS", 0.05)
-    monkeypatch.setattr(Workspace, "tracker", lambda _: released.wait(30) or Versions([], serving=1))
+    monkeypatch.setattr(Workspace, "tracker", lambda _: (released.wait(30), Versions([], serving=1))[1])
     job, config = defs().resolve_job_def("flights_rollback"), {"version": 9}
     try:
         with pytest.raises(dg.DagsterInvalidConfigError, match="a rollback needs a reason, which the history keeps"):

@@ -66,7 +66,7 @@ def test_a_report_is_built_over_odd_identities_and_values(
         assert repeated == (0 if has_identity else len(DAYS))
         page = (shop.paths.reports / "report.html").read_text(encoding="utf-8")
         assert not set("\x00\x01\x1f\x1b\u2028\uffff") & set(page)
-        serials = {str(value) for day in DAYS for value in pl.read_parquet(shop.paths.raw(day))["serial"]}
+        serials = {f"{value:,}" for day in DAYS for value in pl.read_parquet(shop.paths.raw(day))["serial"]}
         shown = [
             part["actual"]
             for row in summary["strangest"]

@@ -232,7 +232,7 @@ class TestSameness:
         for message, values, nats, total in zip(messages, measures, weighted, totals, strict=True):
             index = int(nats.argmax())
             if nats[index] > 0:
-                assert message[0].startswith(f"{values[index]:.1f} times the usual {DESCRIPTIONS[index]}")
+                assert message[0].startswith(f"{values[index]:,.1f} times the usual {DESCRIPTIONS[index]}")
                 assert message[1] == f"{usual[index]:.1f} times at most in 99 %"
             else:
                 assert message[0] == f"{total:.1f} nats over all measures of the row as a whole"
