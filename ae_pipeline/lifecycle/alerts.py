@@ -22,17 +22,17 @@ RECENT_DAYS = 7
 """Newest days of a run with alerts about more than the alert budget. Older ones are past help, and would be many."""
 
 
-def refresh_operations(dataset: Dataset) -> None:
+def _show(dataset: Dataset) -> None:
     """Show the alerts in the report. Its modules need torch, which a run without alerts need not load."""
-    from ae_pipeline.reports.page import refresh_operations as refresh
+    from ae_pipeline.reports.page import refresh_operations
 
-    refresh(dataset)
+    refresh_operations(dataset)
 
 
 def raise_and_show(alert: Alert, dataset: Dataset) -> None:
     """Raise an alert and show it in the report. The caller holds the lock of the dataset."""
     if raise_alert(alert, dataset):
-        refresh_operations(dataset)
+        _show(dataset)
 
 
 def raise_without_lock(alert: Alert, dataset: Dataset) -> None:
@@ -42,7 +42,7 @@ def raise_without_lock(alert: Alert, dataset: Dataset) -> None:
     try:
         with try_to_hold_dataset(dataset.paths) as is_free:
             if is_free:
-                refresh_operations(dataset)
+                _show(dataset)
     except StorageError as error:
         logger.warning(f"the alert is stored, but the report does not show it yet: {error}")
 
@@ -50,7 +50,7 @@ def raise_without_lock(alert: Alert, dataset: Dataset) -> None:
 def post_due_and_show(dataset: Dataset) -> None:
     """Post the queued alerts of earlier runs that are due. The caller holds the lock of the dataset."""
     if post_due_alerts(dataset):
-        refresh_operations(dataset)
+        _show(dataset)
 
 
 def alert_broken_contract(

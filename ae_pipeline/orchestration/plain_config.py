@@ -49,7 +49,7 @@ class CheckedSchema(dg.Shape):
             check each launch with the check of the first.
     """
 
-    def __new__(cls, _: type[BaseModel], __: LaunchCheck | None = None, ___: str = "") -> "CheckedSchema":
+    def __new__(cls, *_: object) -> "CheckedSchema":
         """Return a new schema: equal shapes are one object otherwise, which lacks the model."""
         schema = object.__new__(cls)
         schema._initialized = False
