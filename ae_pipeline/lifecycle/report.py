@@ -9,15 +9,18 @@ from ae_pipeline.common.errors import StorageError
 from ae_pipeline.common.text import pluralize
 from ae_pipeline.lifecycle.alerts import alert_wrong_days, post_due_and_show
 from ae_pipeline.lifecycle.publish import load_table_model
+from ae_pipeline.lifecycle.published_facts import PublishedFacts
 from ae_pipeline.lifecycle.training_metrics import experiment_note
 from ae_pipeline.monitoring.budget import TOLERATED_FACTOR, is_over_budget
 from ae_pipeline.monitoring.daily_drift import DayDrift
 from ae_pipeline.monitoring.feedback import marks_digest
 from ae_pipeline.monitoring.verdict import AS_A_WHOLE, DayAssessment, ReasonKind
+from ae_pipeline.registry.names import PUBLISHED_TAG
 from ae_pipeline.registry.store import Tracker
 from ae_pipeline.registry.versions import TrackedVersion
 from ae_pipeline.reports.build import Report, build_report
 from ae_pipeline.reports.page import refresh_operations, shown_marks
+from ae_pipeline.reports.summary import read_summary
 from ae_pipeline.storage.dataset import Dataset
 
 logger = logging.getLogger(__name__)
@@ -195,6 +198,8 @@ def _show_in_mlflow(
         if newest.since:
             tracker.tag_run(version.run_id, SINCE_TAG, newest.since)
         tracker.tag_run(version.run_id, REPORT_TAG, address)
+        if summary := read_summary(dataset.paths):
+            tracker.tag_run(version.run_id, PUBLISHED_TAG, PublishedFacts.of_summary(summary).model_dump_json())
         tracker.describe_experiment(dataset.name, experiment_note(dataset.config, verdict, address))
     except StorageError as error:
         logger.warning(f"MLflow does not show the verdict: {error}")

@@ -7,7 +7,6 @@ from ae_pipeline.registry.names import GATE_TAG, LAST_DAY_TAG
 from ae_pipeline.registry.store import Tracker
 from ae_pipeline.reports.explore_charts import VersionMark
 from ae_pipeline.reports.page import render_page
-from ae_pipeline.reports.summary import read_summary
 from ae_pipeline.storage.dataset import Dataset
 
 
@@ -30,7 +29,7 @@ def versions_page(dataset: Dataset, tracker: Tracker, mlflow: str = "") -> str:
         "serving": next((each.version for each in versions if each.serves), None),
         "metrics": [name for name in SHOWN_METRICS if any(name in each.metrics for each in versions)],
         "rules": list(dict.fromkeys(rule for each in versions for rule in each.figures)),
-        "drift": _drift_since(dataset),
+        "daily": dataset.config.is_daily,
         "history": history(dataset.paths),
     }
     return render_page("versions.html.j2", variables, dataset.paths)
@@ -55,19 +54,6 @@ def version_marks(dataset: Dataset, tracker: Tracker) -> list[VersionMark]:
     days = {each.version: of_runs.get(each.run_id, ({}, {}))[0].get(LAST_DAY_TAG, "") for each in untagged}
     days |= {each.version: each.tags[LAST_DAY_TAG] for each in passed if LAST_DAY_TAG in each.tags}
     return [VersionMark(day, version) for version, day in sorted(days.items()) if day]
-
-
-def _drift_since(dataset: Dataset) -> str:
-    """Return flags and drift of the version that scored the published table, as a sentence; empty without a report."""
-    summary = read_summary(dataset.paths)
-    if not summary:
-        return ""
-    after = [day for day in summary["drift"] if day["is_after"] and day["is_judged"]]
-    with_drift = sum(bool(day["drifted"]) for day in after)
-    drift = f", and {with_drift} of {len(after)} days after its window have drifted" if after else ""
-    return (
-        f"Version {summary['model_version']} flags {summary['flagged']:,} of {summary['rows']:,} published rows{drift}."
-    )
 
 
 def compare_page(new: int, old: int | None, dataset: Dataset, tracker: Tracker) -> str:

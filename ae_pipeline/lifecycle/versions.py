@@ -16,13 +16,16 @@ from ae_pipeline.detector.explanation import because
 from ae_pipeline.features.build import features_content
 from ae_pipeline.features.split import LABEL, sample_rows
 from ae_pipeline.lifecycle.promote import FIGURES_TAG, PASSED
+from ae_pipeline.lifecycle.published_facts import PublishedFacts
 from ae_pipeline.monitoring.feedback import marks_of
 from ae_pipeline.monitoring.feedback_precision import precision_by_version
 from ae_pipeline.registry.bundles import load_bundle
-from ae_pipeline.registry.names import CHAMPION, GATE_TAG, LAST_DAY_TAG
+from ae_pipeline.registry.history import Change, history
+from ae_pipeline.registry.names import CHAMPION, GATE_TAG, LAST_DAY_TAG, PUBLISHED_TAG
 from ae_pipeline.registry.store import Tracker
 from ae_pipeline.registry.versions import TrackedVersion
 from ae_pipeline.reports.labels import Measures, measure
+from ae_pipeline.reports.summary import read_summary
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import whole
 
@@ -57,6 +60,8 @@ class VersionFacts:
         metrics: Metrics on rows that it has not seen, by the names of `SHOWN_METRICS`.
         precision: Share of real anomalies among its rows that people marked as real or false alarms; None without any.
         marked: Number of these rows.
+        has_served: Whether it serves, or has served before.
+        published: Flags and drift of the rows that it scored, as of its last report; None if they were not recorded.
     """
 
     version: int
@@ -69,6 +74,8 @@ class VersionFacts:
     metrics: Mapping[str, float]
     precision: float | None
     marked: int
+    has_served: bool
+    published: PublishedFacts | None
 
     @property
     def passed(self) -> bool:
@@ -86,6 +93,9 @@ def list_versions(dataset: Dataset, tracker: Tracker) -> list[VersionFacts]:
     champion = tracker.version(dataset.name, CHAMPION)
     feedback = {each.version: each for each in precision_by_version(marks_of(dataset.paths))}
     facts, of_runs = [], tracker.facts_of_runs(dataset.name)
+    served = {entry.version for entry in history(dataset.paths) if entry.change != Change.REJECTED}
+    served |= {champion.version} if champion else set()
+    summary = read_summary(dataset.paths) or {}
     for version in tracker.versions(dataset.name):
         tags, metrics = of_runs.get(version.run_id, ({}, {}))
         of_people = feedback.get(version.version)
@@ -103,6 +113,10 @@ def list_versions(dataset: Dataset, tracker: Tracker) -> list[VersionFacts]:
                 metrics={name: metrics[f"unseen/{name}"] for name in SHOWN_METRICS if f"unseen/{name}" in metrics},
                 precision=of_people.precision if of_people else None,
                 marked=of_people.real + of_people.false_alarms if of_people else 0,
+                has_served=version.version in served,
+                published=PublishedFacts.of_summary(summary)
+                if summary.get("model_version") == version.version
+                else PublishedFacts.of_tag(tags.get(PUBLISHED_TAG)),
             )
         )
     return sorted(facts, key=lambda each: -each.version)

@@ -8,3 +8,6 @@ GATE_TAG = "gate"
 
 LAST_DAY_TAG = "window.last_day"
 """Tag of a run, and of a version, with the last day of the training window."""
+
+PUBLISHED_TAG = "published"
+"""Tag of a run with flags and drift of the rows that its version scored, as of its last report; JSON."""

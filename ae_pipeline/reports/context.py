@@ -10,7 +10,7 @@ from ae_pipeline.detector.explanation import Contribution
 from ae_pipeline.monitoring.verdict import DayAssessment
 from ae_pipeline.reports.cards import cards, unseen_days_summary
 from ae_pipeline.reports.charts import Chart
-from ae_pipeline.reports.gallery import Gallery
+from ae_pipeline.reports.gallery import Gallery, thumbnails
 from ae_pipeline.reports.groups import EntityGroup, Group, group_by_entity, group_rows
 from ae_pipeline.reports.image_report import ImageReport
 from ae_pipeline.reports.labels import Labels
@@ -96,8 +96,11 @@ def day_variables(published: Published, day: str, context: PageContext) -> dict[
     """
     adjacent, adjacent_pages = published.adjacent_days(day), published.adjacent_pages(day)
     neighbors = {*adjacent, *adjacent_pages} - {None}
+    shown = [row.row_id for row in context.rows[:_THUMBNAILS]]
     return {
         **context.variables,
+        "are_images": published.dataset.config.images is not None,
+        "thumbnails": thumbnails(shown, day, published.dataset.paths, published.bundle),
         "has_labels": published.dataset.config.label is not None,
         "adjacent": adjacent,
         "adjacent_pages": adjacent_pages,

@@ -14,7 +14,7 @@ from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.features.split import LABEL
 from ae_pipeline.latents.read import PublishedDay
 from ae_pipeline.models.image_loss import ImageLoss
-from ae_pipeline.reports.pictures import Drawing, Floats, Panel, Scale
+from ae_pipeline.reports.pictures import Drawing, Floats, Panel, Scale, as_address
 from ae_pipeline.reports.ranking import features_of, scored_and_known
 from ae_pipeline.storage.paths import DatasetPaths
 
@@ -28,6 +28,9 @@ _PAGE_BYTES = 400_000
 
 _MAX_SIDE = 128
 """Pixels of a picture in width or height; larger images are downsampled."""
+
+_THUMBNAIL_SIDE = 80
+"""Pixels of a thumbnail in width or height: twice its size on the page, for sharp screens."""
 
 _BATCH_ELEMENTS = 1 << 22
 """Number of values of the images that go through the network together."""
@@ -87,6 +90,27 @@ def build_gallery(files: Mapping[str, PublishedDay], paths: DatasetPaths, bundle
     return Gallery("patch" if images.patch else "image", scale, tuple(panels[1]), tuple(panels[0]))
 
 
+def thumbnails(row_ids: Sequence[str], day: str, paths: DatasetPaths, bundle: ModelBundle) -> dict[str, str]:
+    """Return small pictures of rows of a day as PNG in `data:` URLs, by row_id; none if rows are not images.
+
+    Args:
+        row_ids: Identities of the rows.
+        day: ISO date, or `ALL_ROWS`.
+        paths: Paths of the dataset.
+        bundle: Model that scored the published table.
+    """
+    if bundle.config.images is None or not row_ids:
+        return {}
+    features = features_of(pl.Series(row_ids), day, paths)
+    count, images = max(1, _BATCH_ELEMENTS // math.prod(bundle.encoder.shape)), []
+    for part in features.iter_slices(count):
+        pictures = bundle.pictures(part)
+        images += [_downsampled(image, np.mean, _THUMBNAIL_SIDE) for image in pictures.image] if pictures else []
+    scale = Scale.up_to(0.0, max((float(image.max()) for image in images), default=0.0))
+    addresses = (as_address(scale.shades(image)) for image in images)
+    return dict(zip(features["row_id"], addresses, strict=True))
+
+
 def _choose(files: Mapping[str, PublishedDay], paths: DatasetPaths, median: float) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Return the normal and the most anomalous rows of all days, with their day in the column `_DAY`."""
     schema = {"row_id": pl.String, "score": pl.Float64, "is_anomaly": pl.Boolean, LABEL: pl.Boolean, _DAY: pl.String}
@@ -129,10 +153,10 @@ def _drawing(
     )
 
 
-def _downsampled(picture: Floats, of_block: Callable[..., Floats]) -> Floats:
-    """Return a picture with one pixel for each square block, so that no side exceeds `_MAX_SIDE`."""
+def _downsampled(picture: Floats, of_block: Callable[..., Floats], max_side: int = _MAX_SIDE) -> Floats:
+    """Return a picture with one pixel for each square block, so that no side exceeds `max_side`."""
     height, width, *channels = picture.shape
-    side = math.ceil(max(height, width) / _MAX_SIDE)
+    side = math.ceil(max(height, width) / max_side)
     padding = [(0, -height % side), (0, -width % side), *((0, 0) for _ in channels)]
     padded = np.pad(picture, padding, mode="edge")
     blocks = padded.reshape(padded.shape[0] // side, side, padded.shape[1] // side, side, *channels)

@@ -6,7 +6,7 @@
     const bodies = () => [...table.tBodies];
     const search = document.querySelector("#search"), flagged = document.querySelector("#flagged");
     const shown = document.querySelector("#shown"), all = document.querySelector("#all");
-    let picked = null, most = table.classList.contains("images") ? 5 : 20;
+    let picked = null, most = Number(table.dataset.most);
     const more = document.createElement("button");
     more.type = "button";
     more.className = "more";

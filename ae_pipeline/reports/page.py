@@ -274,6 +274,7 @@ def page_environment() -> jinja2.Environment:
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
         finalize=_as_shown,
     )
     # A script element ends at "</script". In JSON, "<" may be escaped.

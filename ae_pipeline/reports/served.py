@@ -59,12 +59,16 @@ def home_page(
 
 def _home_entry(name: str, paths: DatasetPaths, description: str, *, is_served: bool) -> dict[str, Any]:
     summary = read_summary(paths) or {}
-    days = [entry for entry in summary.get("days", []) if entry["rows"]][-_TREND_DAYS:]
+    # A summary of an earlier version lacks some keys.
+    days = [{**entry, "state": entry.get("state") or ""} for entry in summary.get("days", []) if entry["rows"]][
+        -_TREND_DAYS:
+    ]
+    verdict = summary.get("verdict")
     pages = sorted(path.stem for path in (paths.reports / "days").glob("[!.]*.html"))
     return {
         "name": name,
         "description": description,
-        "verdict": summary.get("verdict"),
+        "verdict": verdict and {"state": None, "since": "", **verdict},
         "version": summary.get("model_version"),
         "days": days,
         "highest": max([1, *(entry["flagged"] for entry in days)]),
@@ -215,8 +219,13 @@ def contract_page(dataset: Dataset) -> str | None:
 
 def _figures(values: pl.Series) -> dict[str, str]:
     known = values.drop_nulls()
-    lowest, highest = (known.min(), known.max()) if known.len() else ("–", "–")
-    return {"range": f"{_short(lowest)} to {_short(highest)}", "nulls": f"{values.null_count():,}"}
+    if known.is_empty():
+        shown = "–"
+    elif values.dtype == pl.Boolean:
+        shown = f"{known.sum():,} true, {known.len() - known.sum():,} false"
+    else:
+        shown = " to ".join(dict.fromkeys(map(_short, (known.min(), known.max()))))
+    return {"range": shown, "nulls": f"{values.null_count():,}"}
 
 
 def _short(value: object) -> str:

@@ -334,6 +334,11 @@ class TestRollback:
         assert twice_trained_shop.run_requests(rebuild_requests) == [f"orders_publish {ALL}"]
         assert stale(twice_trained_shop, "latent_features") == stale(twice_trained_shop, "anomaly_report") == []
         assert twice_trained_shop.metadata("latent_features", DAYS[3])["model_version"] == 1
+        newest, first = list_versions(twice_trained_shop.dataset, twice_trained_shop.workspace.tracker())
+        assert newest.published is not None
+        assert newest.published.rows == (len(DAYS) - 1) * ROWS  # its last report was before the last day landed
+        assert first.published is not None
+        assert (first.published.rows, first.published.flagged) == (rows.height, rows["is_anomaly"].sum())
         assert "version 2 flags too much" in (twice_trained_shop.paths.reports / "report.html").read_text()
 
     def test_it_lasts_until_another_version_is_trained(self, twice_trained_shop: Shop) -> None:

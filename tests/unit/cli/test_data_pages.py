@@ -33,13 +33,15 @@ from ae_pipeline.latents.files import TableFiles
 from ae_pipeline.latents.read import published_day, published_days
 from ae_pipeline.lifecycle.feedback import mark_and_show, reviewed_rows, without_false_alarms
 from ae_pipeline.lifecycle.promote import PASSED
+from ae_pipeline.lifecycle.published_facts import PublishedFacts
 from ae_pipeline.lifecycle.report import ReportedDays
 from ae_pipeline.lifecycle.version_pages import version_marks
 from ae_pipeline.monitoring.daily_drift import DayDrift
 from ae_pipeline.monitoring.feedback import FlaggedRow, Mark, MarkKind, MarkState, marks_of
 from ae_pipeline.monitoring.feedback_precision import precision_by_version
 from ae_pipeline.monitoring.verdict import DayAssessment
-from ae_pipeline.registry.names import GATE_TAG, LAST_DAY_TAG
+from ae_pipeline.registry.history import Change, HistoryEntry, record
+from ae_pipeline.registry.names import GATE_TAG, LAST_DAY_TAG, PUBLISHED_TAG
 from ae_pipeline.registry.store import Tracker
 from ae_pipeline.registry.versions import TrackedVersion
 from ae_pipeline.reports.build import build_report
@@ -677,3 +679,30 @@ def test_scores_are_drawn_while_mlflow_does_not_answer(prepared: Dataset) -> Non
     versions = client.get("/versions/sensors/compare?new=1&old=2")
     assert versions.status_code == 503
     assert note in versions.text
+
+
+def test_flags_and_drift_of_earlier_versions_stay_known(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    summary = summary_of(dataset)
+    assert summary["model_version"] == 3
+    with_rows = sum(day["rows"] > 0 for day in summary["days"])
+    earlier = PublishedFacts(days=8, rows=4_000, flagged=36, days_after=5, days_with_drift=2)
+    tags = {2: {PUBLISHED_TAG: earlier.model_dump_json()}, 4: {PUBLISHED_TAG: "{damaged"}}
+    registry = Registry([TrackedVersion("sensors", number, str(number), {GATE_TAG: PASSED}) for number in range(1, 6)])
+    facts: dict[str, Any] = {str(number): (tags.get(number, {}), {}) for number in range(1, 6)}
+    monkeypatch.setattr(Registry, "facts_of_runs", lambda *_: facts)
+    monkeypatch.setattr(Tracker, "version", lambda *_: registry.listed[2])
+    monkeypatch.setattr(Tracker, "experiment", lambda *_: "1")
+    for number, change in ((1, Change.PROMOTED), (4, Change.ROLLED_BACK), (5, Change.REJECTED)):
+        entry = HistoryEntry(at="2024-03-01T12:00:00", change=change, version=number, previous=None, who="us", why="so")
+        record(dataset.paths, entry)
+    page = client_of(dataset, registry).get("/versions/sensors").text
+    rows = [
+        re.sub("<[^>]+>", " ", row).split() for row in page.split("<tbody>")[1].split("</tbody>")[0].split("<tr>")[1:]
+    ]
+    shown = {int(row[0]): " ".join(row) for row in rows}
+    assert "4.5 a day 0.90% of 4,000 2 of 5 after its window no marks" in shown[2]
+    share = f"{summary['flagged'] / summary['rows']:.2%} of {summary['rows']:,}"
+    assert f"{summary['flagged'] / with_rows:,.1f} a day {share}" in shown[3]
+    assert "not recorded" in shown[1]
+    assert "not recorded" in shown[4]
+    assert "has not served" in shown[5]

@@ -1,6 +1,7 @@
 """Reports of images: shown rows, pictures, and the text of the page."""
 
 import base64
+import html
 import html.parser
 import io
 import json
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pytest
 from matplotlib.colors import LogNorm
@@ -25,14 +27,17 @@ from ae_pipeline.latents.read import published_days
 from ae_pipeline.orchestration.assets import anomaly_report
 from ae_pipeline.reports import gallery
 from ae_pipeline.reports.build import Report
+from ae_pipeline.reports.context import day_variables, page_context
 from ae_pipeline.reports.latent_map import reference_rows
-from ae_pipeline.reports.ranking import features_of
+from ae_pipeline.reports.page import render_day
+from ae_pipeline.reports.ranking import as_rows, features_of, ranked_day, report_days, reported_days
+from ae_pipeline.reports.view import Published
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import read_facts, write_parquet
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 from ae_pipeline.training.fit import fit_bundle
 from tests.support.images import waves
-from tests.support.reports import Text, published, reported
+from tests.support.reports import Text, as_dataset, published, reported
 from tests.support.sensors import Fitted
 
 pytestmark = pytest.mark.slow
@@ -104,6 +109,38 @@ def writable_album(album: Fitted, tmp_path: Path) -> Fitted:
     write_parquet(copy.paths.features(ALL_ROWS), album_rows().to_arrow())
     published(copy, [ALL_ROWS])
     return copy
+
+
+def test_the_page_of_a_day_shows_its_images(writable_album: Fitted, monkeypatch: pytest.MonkeyPatch) -> None:
+    album = writable_album
+    dataset, files = as_dataset(album), published_days(album.paths)
+    with monkeypatch.context() as patch:
+        patch.setattr(gallery, "_THUMBNAIL_SIDE", 8)
+        (small,) = gallery.thumbnails(["shelf/<3>.png"], ALL_ROWS, album.paths, album.bundle).values()
+    assert decoded(small).shape == (6, 8, 3)  # blocks of two pixels
+    report_days([ALL_ROWS], files, dataset, album.bundle)
+    published_album = Published(
+        files=files,
+        dataset=dataset,
+        bundle=album.bundle,
+        model_version=3,
+        entries=reported_days(files, album.paths),
+    )
+    rows = tuple(as_rows(ranked_day(ALL_ROWS, album.paths).head(30)))
+    context = page_context(published_album, ALL_ROWS, rows, published_album.page_of(ALL_ROWS))
+    page = render_day(day_variables(published_album, ALL_ROWS, context), dataset)
+    shown = dict(re.findall(r'data-value="([^"]+)"><img class="thumbnail" src="([^"]+)"', page))
+    assert list(shown) == [html.escape(row.row_id) for row in rows[:20]]
+    images = dict(album_rows().select("row_id", "image").iter_rows())
+    for row in rows[:20]:
+        image = np.frombuffer(images[row.row_id], dtype=np.uint8).reshape(12, 16, 3)
+        assert np.array_equal(decoded(shown[html.escape(row.row_id)]), image)  # the brightest value is 255
+    assert "/row?id=" not in page  # a page of all columns, which images do not have
+
+
+def test_a_table_has_no_thumbnails(fitted: Fitted) -> None:
+    row_ids = fitted.features(fitted.days[0])["row_id"].to_list()
+    assert gallery.thumbnails(row_ids, fitted.days[0], fitted.paths, fitted.bundle) == {}
 
 
 def test_reference_rows_without_a_day_are_calibration_rows(album: Fitted) -> None:
@@ -187,6 +224,10 @@ def pictures_of(album: Fitted, figures: list[Figure]) -> Pictures:
 def gallery_of(report: Report) -> gallery.Gallery:
     assert report.gallery is not None
     return report.gallery
+
+
+def decoded(address: str) -> npt.NDArray[np.uint8]:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(address.removeprefix(PREFIX)))))
 
 
 def first_match(pattern: str, text: str) -> re.Match[str]:
