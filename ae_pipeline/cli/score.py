@@ -8,7 +8,6 @@ from ae_pipeline.cli.project import Project
 from ae_pipeline.common.errors import ConfigError
 from ae_pipeline.common.escape import spreadsheet_text
 from ae_pipeline.common.text import align, one_in, printable
-from ae_pipeline.config.display import ColumnNames
 
 if TYPE_CHECKING:
     import polars as pl
@@ -69,9 +68,10 @@ def _model(project: Project, dataset: "Dataset", version: int | None) -> "tuple[
 
 def _lines(scores: "RawScores", dataset: "Dataset", version: int) -> list[str]:
     """Return the highest-scoring rows with their reasons, rejected rows, and a summary."""
+    from ae_pipeline.ingestion.names import column_names
     from ae_pipeline.reports.reasons import reason_of, reworded
 
-    lines, names = [], ColumnNames(dataset.config.display)
+    lines, names = [], column_names(dataset)
     if scores.scored.height:
         top = scores.scored.sort("score", descending=True).head(_SHOWN)
         cells = [

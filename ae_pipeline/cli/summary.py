@@ -12,6 +12,7 @@ from ae_pipeline.common.text import abbreviate, one_in
 from ae_pipeline.config.display import ColumnNames
 from ae_pipeline.ingestion.landing_folder import landing_address, list_landing
 from ae_pipeline.ingestion.ledger import Ledger
+from ae_pipeline.ingestion.names import column_names
 from ae_pipeline.monitoring.alerts import alerts_of
 from ae_pipeline.registry.names import CHAMPION
 from ae_pipeline.registry.store import Tracker
@@ -36,7 +37,7 @@ def summarize(dataset: Dataset, tracker: Tracker, definitions: dg.Definitions, i
     if alerts := alerts_of(paths):
         lines.append(_line("alerts", f"{len(alerts):,}, the last one at {alerts[-1].at}: {alerts[-1].message}"))
     lines.append(_line("checks", "all passed" if not failed else "FAILED: " + "; ".join(failed)))
-    lines += _report_lines(paths, ColumnNames(dataset.config.display))
+    lines += _report_lines(paths, column_names(dataset))
     lines += [
         "",
         "Next: `ae-pipeline ui` serves the asset graph, the MLflow runs and the report; read the table with",

@@ -2,17 +2,18 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from ae_pipeline.config.columns import ColumnDisplay
+from ae_pipeline.config.service import Evidence
 
 _TITLES = {"event_time": "event time", "row_id": "row"}
 """Titles of the columns that the pipeline itself adds."""
 
-_COMBINATION = "categories"
-"""Part of a score that is a combination of categories; its text names columns and values."""
+Category = tuple[str, str]
+"""Column and value of a category."""
 
 _EXPECTED = re.compile(r"(?P<value>.+?)(?P<share> \([0-9]+%\))(?P<rest> or |\)?$)")
 """A category that a model expects, such as `AA (61%) or UA (30%)`."""
@@ -26,6 +27,8 @@ class ColumnNames:
 
     Attributes:
         display: Title, unit and codes of each column that has one.
+        columns: All columns of the dataset, as far as they are known: a title that is the name of another column does
+            not stand alone.
 
     Examples:
         >>> delay = ColumnDisplay(title="arrival delay", unit="minutes")
@@ -39,13 +42,18 @@ class ColumnNames:
     """
 
     display: Mapping[str, ColumnDisplay] = field(default_factory=dict)
+    columns: Collection[str] = ()
 
     @cached_property
     def _uses(self) -> Counter[str]:
-        return Counter([*(each.title for each in self.display.values() if each.title), *self.display])
+        """How many columns and parts of a score have each name or title."""
+        of_pipeline = {title for column, title in _TITLES.items() if column not in self.display}
+        names = {*self.display, *self.columns, *of_pipeline, *map(str, Evidence)}
+        titles = (each.title for name, each in self.display.items() if each.title and each.title != name)
+        return Counter([*titles, *names])
 
     def title(self, column: str) -> str:
-        """Return the title of a column, or its name; both if another column has the same title."""
+        """Return the title of a column, or its name; both if another column has this title or name."""
         title = self.display[column].title if column in self.display else None
         if title is None or title == column:
             return _TITLES.get(column, column)
@@ -66,7 +74,7 @@ class ColumnNames:
         unit = self.display[column].unit if column in self.display else None
         return f"{self.title(column)} ({unit})" if unit else self.title(column)
 
-    def value(self, column: str, text: str) -> str:
+    def value(self, column: str, text: str, categories: Sequence[Category] = ()) -> str:
         """Return a value of a column as pages show it: a number with its unit, a category under its name.
 
         Other texts stay as they are, such as a clock or `missing`.
@@ -74,9 +82,11 @@ class ColumnNames:
         Args:
             column: Name of the column, or the part of a score that the text is about.
             text: Actual or expected value, as explanations have it.
+            categories: Columns and values of the combination that the text starts with; empty for other texts.
         """
-        if column == _COMBINATION and column not in self.display:
-            return self._combination(text)
+        if categories:
+            shown = combination([(self.title(name), self.value(name, value)) for name, value in categories])
+            return shown + text.removeprefix(combination(categories))
         display = self.display.get(column)
         if display is None or not (display.unit or display.codes):
             return text
@@ -90,21 +100,20 @@ class ColumnNames:
         return f"{text} {display.unit}" if _is_number(text) else text
 
     def _name(self, column: str, value: str) -> str:
-        """Return the name of a stored value; with the value if another one has the same name."""
+        """Return the name of a stored value; with the value if another one has this name, or is stored as it."""
         codes = self.display[column].codes
         name = codes.get(value, value)
-        return name if list(codes.values()).count(name) < 2 else f"{name} ({value})"
+        is_unique = list(codes.values()).count(name) < 2 and (name == value or name not in codes)
+        return name if is_unique else f"{name} ({value})"
 
-    def _combination(self, text: str) -> str:
-        """Return the description of a combination of categories with titles and names of values."""
-        combination, separator, counts = text.rpartition(": ")
-        parts = []
-        for part in combination.split(" × "):
-            columns = [column for column in self.display if part.startswith(f"{column} ")]
-            column = max(columns, key=len, default="")
-            value = part.removeprefix(f"{column} ")
-            parts.append(f"{self.title(column)} {self.value(column, value)}" if column else part)
-        return " × ".join(parts) + separator + counts
+
+def combination(categories: Sequence[Category]) -> str:
+    """Return a combination of categories as text.
+
+    >>> combination([("carrier", "9E"), ("dest", "HNL")])
+    'carrier 9E × dest HNL'
+    """
+    return " × ".join(f"{column} {value}" for column, value in categories)
 
 
 def _is_number(text: str) -> bool:

@@ -5,13 +5,16 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
+from ae_pipeline.config.display import Category, combination
 from ae_pipeline.detector.detector import Detector
 from ae_pipeline.encoding.table_encoder import MISSING, OTHER, BlockKind, TableEncoder
 from ae_pipeline.scoring.cooccurrence import Cooccurrence
 
 
-def describe_combinations(detector: Detector, matrix: npt.NDArray[np.floating]) -> list[tuple[str, str]]:
-    """Return actual and expected text of the rarest combination of categories of each row.
+def describe_combinations(
+    detector: Detector, matrix: npt.NDArray[np.floating]
+) -> list[tuple[str, str, tuple[Category, ...]]]:
+    """Return the rarest combination of categories of each row: actual and expected text, and columns with values.
 
     The first is, for instance, `carrier 9E × dest HNL: never together in 236,000 counted rows`.
 
@@ -25,7 +28,8 @@ def describe_combinations(detector: Detector, matrix: npt.NDArray[np.floating]) 
     texts = []
     for rarest in counts.rarest(matrix):
         chosen = [names[column] for column in rarest.columns]
-        parts = [f"{name} {vocabularies[name][code]}" for name, code in zip(chosen, rarest.codes, strict=True)]
+        categories = tuple((name, vocabularies[name][code]) for name, code in zip(chosen, rarest.codes, strict=True))
         times = f"together in {rarest.rows:,} of" if rarest.rows else "never together in"
-        texts.append((f"{' × '.join(parts)}: {times} {counts.rows:,} counted rows", f"about {rarest.expected:,.0f}"))
+        actual = f"{combination(categories)}: {times} {counts.rows:,} counted rows"
+        texts.append((actual, f"about {rarest.expected:,.0f}", categories))
     return texts

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import polars as pl
 import torch
 
-from ae_pipeline.config.display import PLAIN, ColumnNames
+from ae_pipeline.config.display import PLAIN, Category, ColumnNames
 from ae_pipeline.config.service import Evidence
 from ae_pipeline.detector.categories import describe_combinations
 from ae_pipeline.detector.detector import Detector
@@ -22,9 +22,20 @@ from ae_pipeline.models.image_loss import ImageLoss
 Array = npt.NDArray[np.float64]
 
 CONTRIBUTIONS = pl.List(
-    pl.Struct({"column": pl.String(), "surprise": pl.Float64(), "actual": pl.String(), "expected": pl.String()})
+    pl.Struct(
+        {
+            "column": pl.String(),
+            "surprise": pl.Float64(),
+            "actual": pl.String(),
+            "expected": pl.String(),
+            "categories": pl.List(pl.Struct({"column": pl.String(), "value": pl.String()})),
+        }
+    )
 )
 """Type of a column with the contributions of each row; see `Contribution.record`."""
+
+_Description = tuple[str, str] | tuple[str, str, tuple[Category, ...]]
+"""Actual and expected text, and the categories of a combination."""
 
 _MIN_SURPRISAL, _MIN_SHARE = 4.6, 0.3
 """Contributions that an explanation names: nats, and share of the first contribution."""
@@ -45,6 +56,7 @@ class Contribution:
             imputed, given that the columns listed before it are imputed. Otherwise −ln of the tail probability.
         actual: Actual value, as text.
         expected: Value that the model expects, as text.
+        categories: Columns and values of a rare combination; empty for other parts.
 
     Examples:
         >>> Contribution("load", surprisal=7.5, actual="30.1", expected="2.9").record()
@@ -55,15 +67,24 @@ class Contribution:
     surprisal: float
     actual: str
     expected: str
+    categories: tuple[Category, ...] = ()
 
-    def record(self) -> dict[str, str | float]:
+    def record(self) -> dict[str, Any]:
         """Return the contribution as files store it, with the surprisal under its key of format 3, `surprise`."""
-        return {"column": self.column, "surprise": self.surprisal, "actual": self.actual, "expected": self.expected}
+        categories = [{"column": column, "value": value} for column, value in self.categories]
+        return {
+            "column": self.column,
+            "surprise": self.surprisal,
+            "actual": self.actual,
+            "expected": self.expected,
+            **({"categories": categories} if categories else {}),
+        }
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Contribution":
-        """Return the contribution that `record` stored."""
-        return cls(record["column"], record["surprise"], record["actual"], record["expected"])
+        """Return the contribution that `record` stored; one of an earlier release has no categories."""
+        categories = tuple((each["column"], each["value"]) for each in record.get("categories") or ())
+        return cls(record["column"], record["surprise"], record["actual"], record["expected"], categories)
 
 
 def because(parts: Sequence[Contribution], names: ColumnNames = PLAIN) -> str:
@@ -77,7 +98,7 @@ def because(parts: Sequence[Contribution], names: ColumnNames = PLAIN) -> str:
     """
     large = [part for part in parts if part.surprisal >= max(_MIN_SURPRISAL, _MIN_SHARE * parts[0].surprisal)]
     return "; ".join(
-        f"{names.title(part.column)} is {names.value(part.column, part.actual)}, "
+        f"{names.title(part.column)} is {names.value(part.column, part.actual, part.categories)}, "
         f"expected {names.value(part.column, part.expected)}"
         for part in large or parts[:1]
     )
@@ -158,11 +179,11 @@ def _of_all_values(nats: float) -> Contribution:
 
 def _row_descriptions(
     detector: Detector, x: torch.Tensor, output: AutoEncoderOutput
-) -> dict[Evidence, Sequence[tuple[str, str]]]:
-    """Return actual and expected text of each row, for each kind of evidence about the whole row."""
+) -> dict[Evidence, Sequence[_Description]]:
+    """Return how each row is described, for each kind of evidence about the whole row."""
     usual = f"{detector.tails.quantiles[detector.part_index(Evidence.LATENT), -1]:,.1f} times at most in 99 %"
     distances = detector.mahalanobis(output.latents).cpu().numpy()
-    descriptions: dict[Evidence, Sequence[tuple[str, str]]] = {
+    descriptions: dict[Evidence, Sequence[_Description]] = {
         Evidence.LATENT: [
             (f"{distance:,.1f} times the usual distance from those of training", usual) for distance in distances
         ]
@@ -179,7 +200,7 @@ def _explain_whole_rows(
     detector: Detector,
     surprisal: Array,
     remaining: Array,
-    descriptions: Mapping[Evidence, Sequence[tuple[str, str]]],
+    descriptions: Mapping[Evidence, Sequence[_Description]],
 ) -> list[list[Contribution]]:
     """Return the contributions of `latent`, `ensemble` and `categories` for rows whose score they determine.
 
@@ -190,7 +211,7 @@ def _explain_whole_rows(
         surprisal: Surprisal of each part, (n, parts).
         remaining: Surprisal of each part after the first column is imputed, (n, parts); infinite for rows of which no
             column is named.
-        descriptions: Actual and expected text of each row, by evidence.
+        descriptions: Description of each row, by evidence.
     """
     scores = detector.combine(surprisal)
     contributions: list[list[Contribution]] = [[] for _ in scores]

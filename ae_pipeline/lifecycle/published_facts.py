@@ -1,4 +1,4 @@
-"""What the last report with a version says of the published rows: flags and drift."""
+"""Flags and drift of the published rows, as of the last report with a version."""
 
 from collections.abc import Mapping
 from typing import Any, Self

@@ -71,5 +71,11 @@ def compare_page(new: int, old: int | None, dataset: Dataset, tracker: Tracker) 
         StorageError: A bundle is gone.
     """
     compared = compare_versions(dataset, tracker, new, old)
-    variables = {"dataset": dataset.name, "daily": dataset.config.is_daily, "charts": (), "compared": compared}
+    variables = {
+        "dataset": dataset.name,
+        "daily": dataset.config.is_daily,
+        "are_images": dataset.config.images is not None,
+        "charts": (),
+        "compared": compared,
+    }
     return render_page("compare.html.j2", variables, dataset.paths)

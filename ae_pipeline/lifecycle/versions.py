@@ -15,6 +15,7 @@ from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.detector.explanation import because
 from ae_pipeline.features.build import features_content
 from ae_pipeline.features.split import LABEL, sample_rows
+from ae_pipeline.ingestion.names import column_names
 from ae_pipeline.lifecycle.promote import FIGURES_TAG, PASSED
 from ae_pipeline.lifecycle.published_facts import PublishedFacts
 from ae_pipeline.monitoring.feedback import marks_of
@@ -57,6 +58,8 @@ class VersionFacts:
         last_day: Last day of its window.
         gate: Result of the gate.
         figures: Measured figures of the gate, by rule.
+        limits: Thresholds of these figures, by rule.
+        failed: Rules that did not pass.
         metrics: Metrics on rows that it has not seen, by the names of `SHOWN_METRICS`.
         precision: Share of real anomalies among its rows that people marked as real or false alarms; None without any.
         marked: Number of these rows.
@@ -71,6 +74,8 @@ class VersionFacts:
     last_day: str
     gate: str
     figures: Mapping[str, float]
+    limits: Mapping[str, float]
+    failed: frozenset[str]
     metrics: Mapping[str, float]
     precision: float | None
     marked: int
@@ -99,8 +104,10 @@ def list_versions(dataset: Dataset, tracker: Tracker) -> list[VersionFacts]:
     for version in tracker.versions(dataset.name):
         tags, metrics = of_runs.get(version.run_id, ({}, {}))
         of_people = feedback.get(version.version)
-        figures: dict[str, float] = json.loads(version.tags.get(FIGURES_TAG, "{}"))
-        suffix = ".figure"
+        by_rule: dict[str, dict[str, float]] = {"figure": {}, "threshold": {}, "passed": {}}
+        for name, value in json.loads(version.tags.get(FIGURES_TAG, "{}")).items():
+            rule, _, kind = name.rpartition(".")
+            by_rule.setdefault(kind, {})[rule] = value  # an earlier release may have tagged others
         facts.append(
             VersionFacts(
                 version=version.version,
@@ -109,7 +116,9 @@ def list_versions(dataset: Dataset, tracker: Tracker) -> list[VersionFacts]:
                 first_day=tags.get("window.first_day", ""),
                 last_day=tags.get(LAST_DAY_TAG, ""),
                 gate=version.tags.get(GATE_TAG, "not evaluated"),
-                figures={name.removesuffix(suffix): value for name, value in figures.items() if name.endswith(suffix)},
+                figures=by_rule["figure"],
+                limits=by_rule["threshold"],
+                failed=frozenset(rule for rule, passed in by_rule["passed"].items() if not passed),
                 metrics={name: metrics[f"unseen/{name}"] for name in SHOWN_METRICS if f"unseen/{name}" in metrics},
                 precision=of_people.precision if of_people else None,
                 marked=of_people.real + of_people.false_alarms if of_people else 0,
@@ -246,7 +255,7 @@ def compare_versions(dataset: Dataset, tracker: Tracker, new: int, old: int | No
     scored = [bundle.score(rows) for bundle in bundles]
     flags = [each.is_anomaly for each in scored]
     scores = [each.score for each in scored]
-    names = ColumnNames(dataset.config.display)
+    names = column_names(dataset)
     only_new = _only(rows, days, bundles[0], flags[0] & ~flags[1], scores[0], scores[1], names)
     only_old = _only(rows, days, bundles[1], flags[1] & ~flags[0], scores[1], scores[0], names)
     return Comparison(

@@ -204,7 +204,7 @@ def _part_variables(part: Contribution, names: ColumnNames) -> dict[str, Any]:
     return {
         "column": part.column,
         "title": names.title(part.column),
-        "actual": names.value(part.column, part.actual),
+        "actual": names.value(part.column, part.actual, part.categories),
         "expected": names.value(part.column, part.expected),
         "surprisal": part.surprisal,
     }

@@ -1,5 +1,6 @@
 """Pages to explore a dataset, made when they are asked for: scores by day, columns, and single rows."""
 
+import datetime as dt
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -16,6 +17,7 @@ from ae_pipeline.encoding.event_time import EVENT_TIME
 from ae_pipeline.encoding.table_encoder import TableEncoder
 from ae_pipeline.features.split import LABEL
 from ae_pipeline.ingestion.contract import contract_in_force
+from ae_pipeline.ingestion.names import column_names
 from ae_pipeline.latents.read import PublishedDay, published_day, published_days
 from ae_pipeline.reports.charts import with_excess
 from ae_pipeline.reports.column_values import MAX_DAYS, MAX_ROWS, read_column
@@ -79,7 +81,7 @@ class Explored:
     @cached_property
     def names(self) -> ColumnNames:
         """How the pages name columns."""
-        return ColumnNames(self.dataset.config.display)
+        return column_names(self.dataset)
 
     @property
     def window(self) -> list[str]:
@@ -214,14 +216,20 @@ def row_page(row_id: str, day: str, dataset: Dataset, bundle: ModelBundle) -> st
         day=day,
         published=row.row(0, named=True),
         latents=[(explored.names.latent(name), row[name][0]) for name in row.columns if name.startswith("z_")],
-        columns=[_named(each, explored.names) for each in _compared(features, bundle)],
+        columns=[_named(each, explored.names) for each in _compared(features, bundle, dataset.config.zone)],
         version=explored.summary["model_version"],
         threshold=bundle.calibration.threshold,
     )
 
 
-def _compared(features: pl.DataFrame, bundle: ModelBundle) -> list[dict[str, Any]]:
-    """Return actual and reconstructed values of all columns of a row, the most surprising ones first."""
+def _compared(features: pl.DataFrame, bundle: ModelBundle, zone: dt.tzinfo) -> list[dict[str, Any]]:
+    """Return actual and reconstructed values of all columns of a row, the most surprising ones first.
+
+    Args:
+        features: Features of the row.
+        bundle: Model that scored it.
+        zone: Time zone of the dataset.
+    """
     encoder = bundle.encoder
     assert isinstance(encoder, TableEncoder)
     known = features.select(bundle.columns)
@@ -242,7 +250,7 @@ def _compared(features: pl.DataFrame, bundle: ModelBundle) -> list[dict[str, Any
     others: list[dict[str, Any]] = [
         {
             "name": name,
-            "actual": str(features[name][0]),
+            "actual": _as_text(features[name][0], zone),
             "reconstructed": "",
             "expected": parts[name].expected if name == EVENT_TIME and name in parts else "",
             "surprisal": parts[name].surprisal if name == EVENT_TIME and name in parts else None,
@@ -251,6 +259,13 @@ def _compared(features: pl.DataFrame, bundle: ModelBundle) -> list[dict[str, Any
         if name not in {*fitted, "row_id", LABEL} and not features[name].dtype.is_nested()
     ]
     return sorted(compared + others, key=lambda each: -(each["surprisal"] or 0.0))
+
+
+def _as_text(value: Any, zone: dt.tzinfo) -> str:
+    """Return a value that the model does not read; a time in the time zone of the dataset."""
+    if isinstance(value, dt.datetime) and value.tzinfo:
+        return f"{value.astimezone(zone):%Y-%m-%d %H:%M}"
+    return "missing" if value is None else str(value)
 
 
 def _named(compared: Mapping[str, Any], names: ColumnNames) -> dict[str, Any]:

@@ -214,17 +214,24 @@ def _median(column: ColumnDays, by_day: pl.DataFrame, kind: ColumnType) -> Chart
     )
 
 
+_LEAST_MISSING = 0.01
+"""Share of missing values that the axis reaches at least."""
+
+
 def _missing(column: ColumnDays, by_day: pl.DataFrame) -> Chart:
     import altair as alt
 
     data = ChartData()
     rows = [_dated(row) for row in by_day.select("day", "missing", "rows").iter_rows(named=True)]
+    usual = column.in_window["value"].null_count() / column.in_window.height if column.in_window.height else 0.0
+    top = max(_LEAST_MISSING, usual, *(row["missing"] or 0.0 for row in rows))
     bars = (
         alt.Chart(data(rows))
         .mark_rule(color=_SOFT, strokeWidth=2)
         .encode(
             x=_day_axis(),
-            y=alt.Y("missing:Q", title="share missing", axis=alt.Axis(format="~%")),
+            # Without missing values, the axis still starts at zero.
+            y=alt.Y("missing:Q", title="share missing", axis=alt.Axis(format="~%"), scale=alt.Scale(domain=[0, top])),
             y2=alt.Y2Datum(0),
             tooltip=["date:N", alt.Tooltip("missing:Q", format=".2%"), "rows:Q"],
         )
@@ -232,7 +239,6 @@ def _missing(column: ColumnDays, by_day: pl.DataFrame) -> Chart:
     message = "Share of the rows without a value."
     if not column.in_window.height:
         return as_chart("missing", "Missing values", f"{message} {_NO_WINDOW}", bars, data)
-    usual = column.in_window["value"].null_count() / column.in_window.height
     rule = alt.Chart(data([{"at": usual}])).mark_rule(color=_GREY, strokeDash=[4, 3]).encode(y="at:Q")
     message += f" The dashed line is that of the {column.window_name}, {usual:.2%}."
     return as_chart("missing", "Missing values", message, bars + rule, data)

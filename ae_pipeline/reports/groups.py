@@ -102,11 +102,11 @@ def cause_of(contributions: Sequence[Contribution]) -> tuple[str, ...]:
 def _group(columns: tuple[str, ...], rows: Sequence[RankedRow], names: ColumnNames) -> Group:
     parts = []
     for column in columns:
-        values = [part.actual for row in rows for part in row.contributions if part.column == column]
+        values = [(part.actual, part.categories) for row in rows for part in row.contributions if part.column == column]
         value, count = Counter(values).most_common(1)[0]
         is_shared = len(rows) == 1 or count > _MIN_SHARE_OF_VALUE * len(rows)
         title = names.title(column)
-        parts.append(f"{title} is {names.value(column, value)}" if is_shared else title)
+        parts.append(f"{title} is {names.value(column, *value)}" if is_shared else title)
     return Group(columns=columns, rows=tuple(rows), days=_days(rows), message=", ".join(parts))
 
 

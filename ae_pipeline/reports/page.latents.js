@@ -7,6 +7,7 @@
   const chosen = {x: document.querySelector("#x"), y: document.querySelector("#y"), color: document.querySelector("#color")};
   const most = 25, table = document.querySelector("#points"), status = document.querySelector("#chosen");
   const download = document.querySelector("#download"), base = location.pathname.replace(/latents$/, "row");
+  const short = (value) => Number.isFinite(value) && !Number.isInteger(value) ? Number(value.toPrecision(4)) : value;
   const encode = (field) => ({field, title: titles[field]});
   const list = (selected) => {
     const shown = [...selected].sort((a, b) => b[fields.score] - a[fields.score]);
@@ -22,7 +23,7 @@
           link.href = `${base}?${new URLSearchParams({id: point[field], day: point[fields.day] ?? ""})}`;
           cell.append(link);
         } else {
-          cell.textContent = point[field] ?? "missing";
+          cell.textContent = short(point[field]) ?? "missing";
         }
       }
       return line;

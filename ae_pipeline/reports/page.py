@@ -20,7 +20,7 @@ import polars as pl
 from ae_pipeline.common.errors import ConfigError
 from ae_pipeline.common.escape import escape_json_in_html
 from ae_pipeline.common.text import one_in, pluralize, printable, short_number
-from ae_pipeline.config.display import ColumnNames
+from ae_pipeline.ingestion.names import column_names
 from ae_pipeline.monitoring.alerts import alerts_of
 from ae_pipeline.monitoring.daily_drift import read_drift
 from ae_pipeline.monitoring.day_assessment import first_with_verdict
@@ -126,7 +126,7 @@ def _listed_again(variables: Mapping[str, Any], days: Mapping[str, DayAssessment
     if dataset.config.is_daily:
         causes = {each["day"]: each["words"] for each in variables["listed_days"] if each["state"] != DayState.WRONG}
         shown = [{**each, "words": each["words"] or causes.get(each["day"], "")} for each in most_worth_a_look(index)]
-        names = ColumnNames(dataset.config.display)
+        names = column_names(dataset)
         again["listed_days"] = shown
         with suppress(OSError, pl.exceptions.PolarsError):  # files are missing: the next report adds causes
             again["listed_days"] = with_causes(shown, dataset.paths, dataset.config.timezone, names)

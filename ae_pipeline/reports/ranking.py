@@ -29,7 +29,7 @@ from ae_pipeline.storage.hashing import hash_json
 from ae_pipeline.storage.parquet import detach, read_facts, whole, write_parquet
 from ae_pipeline.storage.paths import DatasetPaths
 
-REPORT_VERSION = "7"
+REPORT_VERSION = "8"
 """Increased whenever the same scores would give another report."""
 
 _MIN_RANKED = 10
@@ -65,7 +65,8 @@ DESCRIBED = {
     LABEL: "Whether the label marks the row as an anomaly; null if unknown.",
     "model_version": "Version of the model that scored the row.",
     "because": "Explanation of the score as text; empty if the row is not flagged, or beyond `alerts.report_rows`.",
-    "contributions": "Contributions by column, the largest first: surprisal in nats, actual and expected value.",
+    "contributions": "Contributions by column, the largest first: surprisal in nats, actual and expected value, "
+    "and the columns and values of a rare combination.",
     "boxes": "Hottest regions of a flagged image or patch: its pixels from `top` and `left` to below "
     "`bottom` and `right`, and the highest residual as a multiple of the usual one; empty for tables.",
 }

@@ -7,9 +7,9 @@ from typing import Any
 import polars as pl
 
 from ae_pipeline.common.errors import ConfigError
-from ae_pipeline.config.display import ColumnNames
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.features.split import LABEL
+from ae_pipeline.ingestion.names import column_names
 from ae_pipeline.latents.read import published_day, published_days
 from ae_pipeline.monitoring.feedback import (
     NO_VERSION,
@@ -181,7 +181,7 @@ def offer_of(entity: str, columns: Sequence[str], dataset: Dataset) -> Offer | N
     alarms = len(false_alarms_of(entity, cause_columns, marks_since_known(entity, cause_columns, marks)))
     if alarms < REPEATED:
         return None
-    subject, names = cause_key(cause_columns), ColumnNames(dataset.config.display)
+    subject, names = cause_key(cause_columns), column_names(dataset)
     message = (
         f"{alarms} rows of {entity} with a cause like {', '.join(map(names.title, cause_columns))} are false alarms. "
         "Later ones can stay flagged after a training, because the model does not see who they belong to. From the "

@@ -14,8 +14,8 @@ import polars as pl
 import yaml
 
 from ae_pipeline.common.text import short_number
-from ae_pipeline.config.display import ColumnNames
 from ae_pipeline.features.split import LABEL
+from ae_pipeline.ingestion.names import column_names
 from ae_pipeline.latents.files import TableFiles
 from ae_pipeline.latents.read import open_table, published_day, published_days
 from ae_pipeline.monitoring.feedback import FlaggedRow, MarkKind, MarkState, marks_of
@@ -111,7 +111,7 @@ def mark_page(request: MarkRequest, back: str, dataset: Dataset, nonce: str) -> 
         rows = [row for row in rows if cause_key(row.columns) == request.subject and request.day in {"", row.day}]
     else:
         rows = [row for row in rows if row.day == request.subject]
-    entities, names = _entities(request, rows), ColumnNames(dataset.config.display)
+    entities, names = _entities(request, rows), column_names(dataset)
     if request.kind == MarkKind.CAUSE and request.entity:
         rows = [row for row in rows if row.entity == request.entity]
     chosen = {row.row_id for row in rows[:_ENTITIES]}
@@ -244,7 +244,7 @@ def _correlates(rows: pl.DataFrame, days: Sequence[str], dataset: Dataset) -> di
     )
     numeric = [name for name in features.columns if name != "row_id"]
     joined = rows.join(features, on="row_id", how="inner", suffix="_of_features")
-    strongest, names = {}, ColumnNames(dataset.config.display)
+    strongest, names = {}, column_names(dataset)
     for latent in (name for name in rows.columns if name.startswith("z_")):
         strengths = []
         for name in numeric:

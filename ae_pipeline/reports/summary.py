@@ -105,6 +105,13 @@ class AlertGroup(Section):
     days: list[str]
 
 
+class CategoryValue(Section):
+    """Column and value of a category."""
+
+    column: str
+    value: str
+
+
 class Contribution(Section):
     """Contribution of one part to the score of a row."""
 
@@ -112,6 +119,9 @@ class Contribution(Section):
     surprise: float = Field(description="Surprisal, nats.")
     actual: str
     expected: str
+    categories: list[CategoryValue] = Field(
+        default=[], description="Columns and values of a rare combination; empty for other parts."
+    )
 
 
 class RegionBox(Section):

@@ -14,6 +14,7 @@ from ae_pipeline.config.days import has_come
 from ae_pipeline.config.display import ColumnNames
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger
+from ae_pipeline.ingestion.names import column_names
 from ae_pipeline.latents.read import PublishedDay, published_day, scores_of
 from ae_pipeline.monitoring.budget import ReportDay
 from ae_pipeline.monitoring.daily_drift import DayDrift
@@ -59,7 +60,7 @@ class Published:
     @cached_property
     def names(self) -> ColumnNames:
         """How pages name columns."""
-        return ColumnNames(self.dataset.config.display)
+        return column_names(self.dataset)
 
     @property
     def newest(self) -> str | None:

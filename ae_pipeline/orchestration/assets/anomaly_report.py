@@ -75,6 +75,7 @@ def build_anomaly_report(config: PipelineConfig) -> dg.AssetsDefinition:
     def anomaly_report(
         context: dg.AssetExecutionContext, workspace: Workspace, run_lock: RunLock
     ) -> dg.MaterializeResult:  # type: ignore[type-arg]
+        from ae_pipeline.ingestion.names import column_names
         from ae_pipeline.lifecycle.report import report_on_days
         from ae_pipeline.reports.ranking import DESCRIBED
 
@@ -88,7 +89,7 @@ def build_anomaly_report(config: PipelineConfig) -> dg.AssetsDefinition:
             uri = (dataset.paths.reports / "days" / f"{day.day}.parquet").as_uri()
             figures = {"rows": day.rows, "rows_flagged": day.flagged}
             add_partition_metadata(context, config, day.day, day.content_hash, uri, **figures)
-        latest = _latest_metadata(report, workspace, ColumnNames(config.display))
+        latest = _latest_metadata(report, workspace, column_names(dataset))
         add_latest_metadata(context, config, report.newest or days[-1], latest)
         return dg.MaterializeResult(
             metadata={

@@ -376,10 +376,10 @@ def test_the_report_counts_dead_letters_and_says_why() -> None:
         return Alert(event=event, key=key, message=f"message {key}", delivered=False, failures=failures, reason=reason)
 
     alerts = [alert("a", MAX_FAILURES), alert("b", 2), *(alert(str(index), 0) for index in range(10))]
-    page = page_environment().get_template("operations.html.j2").render(drift=[], history=[], alerts=alerts)
+    page = page_environment().get_template("operations.html.j2").render(drift=[], marks=[], alerts=alerts)
     assert "<b>1</b> of 12 alerts did not reach the webhook and is not posted again" in page
     assert "Last reason: HTTP status &lt;b&gt;500&lt;/b&gt;. The first of them:" in page
     assert ", message a</p>" in page
-    recent = page_environment().get_template("operations.html.j2").render(drift=[], history=[], alerts=alerts[:2])
+    recent = page_environment().get_template("operations.html.j2").render(drift=[], marks=[], alerts=alerts[:2])
     assert f"not delivered, given up after {MAX_FAILURES} runs: HTTP status" in recent
     assert "not delivered: HTTP status" in recent
