@@ -80,3 +80,13 @@ def test_columns_are_grouped_by_the_reason_to_leave_them_out() -> None:
 def test_the_stability_index_is_explained_where_it_stands() -> None:
     text = page_environment().from_string("{{ text|explained }}").render(text="<b> (stability index 0.7)")
     assert re.fullmatch(r"&lt;b&gt; \(<abbr title=\"[^\"<]+\">stability index</abbr> 0\.7\)", text)
+
+
+def test_all_table_headers_say_what_they_are_headers_of() -> None:
+    environment = page_environment()
+    assert environment.loader is not None
+    templates = [name for name in environment.list_templates() if name.endswith(".html.j2")]
+    sources = {name: environment.loader.get_source(environment, name)[0] for name in templates}
+    headers = [(name, header) for name, source in sources.items() for header in re.findall(r"<th\b[^>]*>", source)]
+    assert len(headers) > 50
+    assert [each for each in headers if "scope=" not in each[1]] == []

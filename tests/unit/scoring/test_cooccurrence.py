@@ -200,6 +200,8 @@ def test_a_bundle_finds_and_explains_a_rare_combination(fit_frame: FitFrame, tmp
     scored = bundle.score(odd)
     assert scored.is_anomaly.tolist() == [True, False, False]
     assert f"never together in {detector.cooccurrence.rows:,} counted rows" in because(bundle.explain(odd)[0])
+    (combined,) = [part for part in bundle.explain(odd)[0] if part.column == Evidence.CATEGORIES]
+    assert dict(combined.categories) == {"carrier": "0", "airport": "12"}
     named = bundle.explain(odd)[0][0]
     assert named.expected.startswith({"carrier": "2", "airport": "10"}[named.column])
     assert_the_best_category_is_imputed(detector, odd.head(1))
