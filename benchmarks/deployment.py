@@ -44,7 +44,9 @@ def environment(root: Path) -> dict[str, str]:
         (root / name).mkdir(parents=True, exist_ok=True)
     shutil.copy(Path(__file__).parent.parent / ".dagster" / "dagster.yaml", root / "home")
     quiet = {"OMP_WAIT_POLICY": "PASSIVE", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    return {**os.environ, **quiet, **{name: str(root / folder) for name, folder in folders.items()}}
+    # With this variable each process would compile all modules again, which no deployment does.
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**inherited, **quiet, **{name: str(root / folder) for name, folder in folders.items()}}
 
 
 def run_stage(root: Path, attributes: Mapping[str, Any], stage: str, days: Sequence[str]) -> Measure:

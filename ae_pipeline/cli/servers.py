@@ -88,12 +88,11 @@ def serve(ports: Ports, workspace: "Workspace", datasets: "Mapping[str, Dataset]
     signal.signal(signal.SIGHUP, raise_stopped)  # of a closed terminal, which reaches no server
     processes: list[subprocess.Popen[bytes]] = []
 
-    def start(*command: object) -> None:
+    def start(*arguments: object) -> None:
         # In a group of its own, so that Ctrl-C reaches it once, and that its runs end together with it.
-        full_command = [str(part) for part in command]
-        processes.append(subprocess.Popen(full_command, cwd=project.root, env=environment, process_group=0))
+        command = [sys.executable, "-m", "ae_pipeline.cli.server_process", str(os.getpid()), *map(str, arguments)]
+        processes.append(subprocess.Popen(command, cwd=project.root, env=environment, process_group=0))
 
-    python = sys.executable
     try:
         with (
             serve_folder(workspace.local_data, ports.data, token, addresses["data"], datasets, tracker),
@@ -103,11 +102,11 @@ def serve(ports: Ports, workspace: "Workspace", datasets: "Mapping[str, Dataset]
             file.write_text(yaml.safe_dump({"load_from": [{"grpc_server": _location(code)}]}), encoding="utf-8")
             try:
                 if not tracker.is_remote:
-                    start(python, "-m", "ae_pipeline.cli.web", "mlflow", ports.mlflow)
-                start(python, "-m", "dagster", "code-server", "start", "--socket", code, *_CODE_OPTIONS)
+                    start("ae_pipeline.cli.web", "mlflow", ports.mlflow)
+                start("dagster", "code-server", "start", "--socket", code, *_CODE_OPTIONS)
                 _wait_for_code(code, processes)
-                start(python, "-m", "ae_pipeline.cli.web", "dagster", ports.dagster, file)
-                start(python, "-m", "dagster._daemon", "run", "--workspace", file, "--log-level", "warning")
+                start("ae_pipeline.cli.web", "dagster", ports.dagster, file)
+                start("dagster._daemon", "run", "--workspace", file, "--log-level", "warning")
                 while all(process.poll() is None for process in processes):
                     time.sleep(0.5)
             finally:

@@ -20,6 +20,9 @@ GRACE_SECONDS = 1.2
 _CRITICAL_SECONDS = 10.0
 """Time that a critical section may take at most before the process exits anyway."""
 
+_WATCH_SECONDS = 1.0
+"""Time between two looks of a process at the one that started it."""
+
 _critical = threading.Event()
 
 
@@ -82,6 +85,22 @@ def signals_raised() -> Iterator[None]:
     finally:
         for each, handler in previous.items():
             signal.signal(each, handler if handler is not None else signal.SIG_DFL)
+
+
+def watch_parent(parent: int, on_end: Callable[[], object]) -> None:
+    """Call a function, in a thread, as soon as the process that started this one has ended, also by SIGKILL.
+
+    Args:
+        parent: Id of that process.
+        on_end: Function that ends this process.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_WATCH_SECONDS)
+        on_end()
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
 
 
 class SignalWatch:

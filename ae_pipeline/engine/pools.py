@@ -3,8 +3,6 @@
 import logging
 import os
 import signal
-import threading
-import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -14,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 from ae_pipeline.common.cores import cores
 from ae_pipeline.common.errors import EngineError
+from ae_pipeline.common.signals import watch_parent
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -23,9 +22,6 @@ Outcome = tuple[R, list[logging.LogRecord]]
 
 _IDLE_SECONDS = 60
 """Time after which an idle worker process ends."""
-
-_WATCH_SECONDS = 1.0
-"""Time between two looks of a worker process at the process that started it."""
 
 
 class LostWorkerError(EngineError):
@@ -141,13 +137,7 @@ def _prepare_worker(parent: int) -> None:
         parent: Id of that process.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(_WATCH_SECONDS)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    watch_parent(parent, lambda: os._exit(1))
 
 
 def call_with_logs(work: Callable[[T], R], item: T) -> Outcome[R]:

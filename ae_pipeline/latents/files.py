@@ -21,6 +21,7 @@ from ae_pipeline.latents.log import damaged_commits, damaged_texts
 from ae_pipeline.storage.aliases import alias_of_entries
 from ae_pipeline.storage.files import atomic_write, make_folder
 from ae_pipeline.storage.integrity import parquet_damage
+from ae_pipeline.storage.object_store import http_remedy
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +130,7 @@ class TableFiles:
                 raise
             raise PublicationError(
                 f"the object store of {self.location} does not answer ({_last_line(error)}); start it, or correct "
-                "AE_PIPELINE_TABLES, AWS_ENDPOINT_URL or the credentials, and run again"
+                f"AE_PIPELINE_TABLES, AWS_ENDPOINT_URL or the credentials{http_remedy()}, and run again"
             ) from error
         except (DeltaError, ValueError, pa.ArrowException) as error:
             if self.is_folder:

@@ -108,20 +108,20 @@ def day_drifts(effects: pl.DataFrame, min_rows: int) -> tuple[DayDrift, ...]:
         effects: Rows of `drift.parquet`.
         min_rows: Rows from which a day is compared.
     """
-    days = []
-    for (day,), part in effects.group_by("day", maintain_order=True):
-        rows = int(part["rows"][0])
-        significant = part.filter("is_drift").sort("psi", descending=True)
-        days.append(
-            DayDrift(
-                day=str(day),
-                is_after=bool(part["is_after"][0]),
-                rows=rows,
-                effects=tuple(_effect(row) for row in significant.to_dicts()),
-                is_judged=rows >= min_rows,
-            )
+    significant: dict[str, list[Effect]] = {}
+    for row in effects.filter("is_drift").sort("psi", descending=True, maintain_order=True).to_dicts():
+        significant.setdefault(row["day"], []).append(_effect(row))
+    days = effects.select("day", "is_after", "rows").unique("day", keep="first", maintain_order=True)
+    return tuple(
+        DayDrift(
+            day=day,
+            is_after=is_after,
+            rows=rows,
+            effects=tuple(significant.get(day, ())),
+            is_judged=rows >= min_rows,
         )
-    return tuple(days)
+        for day, is_after, rows in days.iter_rows()
+    )
 
 
 def read_all_days(paths: DatasetPaths, min_rows: int) -> tuple[DayDrift, ...]:

@@ -38,7 +38,7 @@ from ae_pipeline.reports.ranking import (
 from ae_pipeline.reports.review import review_of
 from ae_pipeline.reports.summarize import summarize
 from ae_pipeline.reports.summary import schema_text
-from ae_pipeline.reports.view import Published
+from ae_pipeline.reports.view import Published, adjacent
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.files import write_text
 from ae_pipeline.storage.parquet import write_parquet
@@ -157,7 +157,8 @@ def build_report(
         with_page |= {day for day in later if published.page_of(day).exists()}
         changed |= later
     # Their pages tell the verdicts of the days before and after.
-    neighbors = {each for day in changed for each in (*published.adjacent_days(day), *published.adjacent_pages(day))}
+    choices = (published.days_with_rows, published.days_with_page())
+    neighbors = {each for day in changed for days_to_choose in choices for each in adjacent(day, days_to_choose)}
     with_page |= {day for day in neighbors if day and published.page_of(day).exists()}
     damaged = {path.stem for path in damaged_report_files(paths) if path.suffix == ".html"}
     with_page |= damaged & published.entries.keys()

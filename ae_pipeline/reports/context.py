@@ -17,7 +17,7 @@ from ae_pipeline.reports.labels import Labels
 from ae_pipeline.reports.pictures import Panel
 from ae_pipeline.reports.ranking import RankedRow
 from ae_pipeline.reports.review import cause_key, entity_of
-from ae_pipeline.reports.view import Published
+from ae_pipeline.reports.view import Published, adjacent
 
 _BAR_DAYS = 366
 """Number of days shown as bars."""
@@ -94,15 +94,16 @@ def day_variables(published: Published, day: str, context: PageContext) -> dict[
         day: ISO date.
         context: Content of the page.
     """
-    adjacent, adjacent_pages = published.adjacent_days(day), published.adjacent_pages(day)
-    neighbors = {*adjacent, *adjacent_pages} - {None}
+    adjacent_days = adjacent(day, published.days_with_rows)
+    adjacent_pages = adjacent(day, published.days_with_page())
+    neighbors = {*adjacent_days, *adjacent_pages} - {None}
     shown = [row.row_id for row in context.rows[:_THUMBNAILS]]
     return {
         **context.variables,
         "are_images": published.dataset.config.images is not None,
         "thumbnails": thumbnails(shown, day, published.dataset.paths, published.bundle),
         "has_labels": published.dataset.config.label is not None,
-        "adjacent": adjacent,
+        "adjacent": adjacent_days,
         "adjacent_pages": adjacent_pages,
         "verdicts": {other: published.assess_in_brief(other).verdict.value for other in neighbors if other},
     }

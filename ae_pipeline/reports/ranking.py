@@ -212,7 +212,7 @@ def report_days(
 def all_ranked(paths: DatasetPaths, published: set[str]) -> pl.DataFrame:
     """Read the ranked rows of all published days, the highest score first."""
     reported = [path for path in sorted((paths.reports / "days").glob("[!.]*.parquet")) if path.stem in published]
-    rows = pl.concat([pl.DataFrame(schema=_SCHEMA), *(pl.read_parquet(path, glob=False) for path in reported)])
+    rows = pl.read_parquet(reported, glob=False, schema=_SCHEMA) if reported else pl.DataFrame(schema=_SCHEMA)
     return rows.sort(["score", "row_id"], descending=[True, False])
 
 

@@ -1,6 +1,7 @@
 """The published table with its ranked days and its drift: what the pages of a report are made from."""
 
 import os
+from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -62,20 +63,20 @@ class Published:
         """How pages name columns."""
         return column_names(self.dataset)
 
-    @property
+    @cached_property
     def newest(self) -> str | None:
         """Newest day with rows; None if no day has rows."""
-        return max((day for day, entry in self.entries.items() if entry.rows), default=None)
+        return max(self.days_with_rows, default=None)
 
     @cached_property
     def filling(self) -> FillingDay | None:
         """The newest day, if it is still filling."""
         return filling_day({day: entry.rows for day, entry in self.entries.items()}, self.dataset)
 
-    @property
+    @cached_property
     def headline(self) -> str | None:
         """Newest complete day with rows, which the page over all days assesses; the newest one if none is complete."""
-        complete = (day for day, entry in self.entries.items() if entry.rows and not self._filling(day))
+        complete = (day for day in self.days_with_rows if not self._filling(day))
         return max(complete, default=self.newest)
 
     def _filling(self, day: str) -> str:
@@ -117,13 +118,15 @@ class Published:
         """Return the path of the page of a day; it need not exist."""
         return self.dataset.paths.reports / "days" / f"{day}.html"
 
-    def adjacent_pages(self, day: str) -> tuple[str | None, str | None]:
-        """Return the previous and the next day that have a page."""
-        return _adjacent(day, [other for other in self.entries if self.page_of(other).exists()])
+    def days_with_page(self) -> list[str]:
+        """Return the days that have a page now, the oldest first."""
+        pages = self.dataset.paths.reports / "days"
+        return sorted(self.entries.keys() & {page.stem for page in pages.glob("[!.]*.html")})
 
-    def adjacent_days(self, day: str) -> tuple[str | None, str | None]:
-        """Return the previous and the next day with rows, whose pages the data server can draw."""
-        return _adjacent(day, [other for other, entry in self.entries.items() if entry.rows])
+    @cached_property
+    def days_with_rows(self) -> list[str]:
+        """Days with rows, whose pages the data server can draw, the oldest first."""
+        return sorted(day for day, entry in self.entries.items() if entry.rows)
 
     def features_link(self, day: str | None, page: Path) -> str:
         """Return a link from a page to the features of a day; empty without a day."""
@@ -212,7 +215,7 @@ class Published:
         """Return the first of the days in a row, up to a day, that have its verdict; empty for rows without days."""
         if not self.dataset.config.is_daily:
             return ""
-        earlier = sorted((other for other, entry in self.entries.items() if entry.rows and other < day), reverse=True)
+        earlier = self.days_with_rows[: bisect_left(self.days_with_rows, day)][::-1]
         return first_with_verdict(day, verdict, ((other, self.assess_in_brief(other).verdict) for other in earlier))
 
     @cached_property
@@ -265,7 +268,15 @@ class Published:
         return calibration_chart(np.asarray(p_values), f"{len(p_values):,} rows {part}.")
 
 
-def _adjacent(day: str, days: Sequence[str]) -> tuple[str | None, str | None]:
-    return max((other for other in days if other < day), default=None), min(
-        (other for other in days if other > day), default=None
-    )
+def adjacent(day: str, days: Sequence[str]) -> tuple[str | None, str | None]:
+    """Return the last day before a day, and the first one after it.
+
+    Args:
+        day: ISO date.
+        days: Days to choose from, the oldest first.
+
+    >>> adjacent("2013-01-02", ["2013-01-01", "2013-01-02", "2013-01-05"])
+    ('2013-01-01', '2013-01-05')
+    """
+    first, last = bisect_left(days, day), bisect_right(days, day)
+    return days[first - 1] if first else None, days[last] if last < len(days) else None

@@ -22,11 +22,10 @@ if TYPE_CHECKING:
 REQUESTS_AT_ONCE = 16
 """Files that are copied at the same time."""
 
-_TIMEOUTS = {False: (300, 30), True: (10, 20)}
+_TIMEOUTS = {False: (300, 30), True: (5, 9)}
 """Seconds of one request, and in which it is tried again: for content, and for what pages and sensors wait for."""
 
 _ALLOW_HTTP = ("AWS_ALLOW_HTTP", "AZURE_ALLOW_HTTP", "GOOGLE_ALLOW_HTTP")
-
 
 _SECOND = 1_000_000_000
 """Nanoseconds of a second."""
@@ -88,7 +87,7 @@ class ObjectStore:
         Args:
             name: Name of the object.
             known: Version whose bytes the caller has.
-            is_content: Whether it can be large. Otherwise, a store that does not answer is an error after 20 seconds.
+            is_content: Whether it can be large. Otherwise, a store that does not answer is an error within 10 seconds.
         """
         from obstore.exceptions import NotModifiedError
 
@@ -195,7 +194,7 @@ class ObjectStore:
         except (BaseError, PermissionError) as error:
             raise UnavailableError(
                 f"the object store of {self.address} does not answer as it should ({first_line(error)}); check "
-                "AE_PIPELINE_DATA, AWS_ENDPOINT_URL and the credentials, and run again"
+                f"AE_PIPELINE_DATA, AWS_ENDPOINT_URL and the credentials{http_remedy()}, and run again"
             ) from error
 
 
@@ -234,14 +233,24 @@ def _open(address: str, is_quick: bool) -> "Client":
         raise ConfigError(
             f"AE_PIPELINE_DATA={address}: the package obstore is not installed; run `pip install 'ae-pipeline[s3]'`"
         ) from error
-    # Options of the client replace those of the environment. Plain HTTP is for a store in the same network.
-    allows_http = any(os.environ.get(name, "").lower() in {"true", "1"} for name in _ALLOW_HTTP)
     timeout, retry_seconds = _TIMEOUTS[is_quick]
     return from_url(
         address,
-        client_options={"timeout": f"{timeout}s", "allow_http": allows_http},
+        # These options replace those of the environment.
+        client_options={"timeout": f"{timeout}s", "allow_http": _allows_http()},
         retry_config={"max_retries": 5, "retry_timeout": timedelta(seconds=retry_seconds)},
     )
+
+
+def _allows_http() -> bool:
+    """Return whether the environment allows plain HTTP, which is for a store in the same network."""
+    return any(os.environ.get(name, "").lower() in {"true", "1"} for name in _ALLOW_HTTP)
+
+
+def http_remedy() -> str:
+    """Return the rest of a sentence about a store whose address is plain HTTP, which is refused by default."""
+    is_plain = os.environ.get("AWS_ENDPOINT_URL", "").lower().startswith("http://")
+    return ", set AWS_ALLOW_HTTP=true for that plain HTTP" if is_plain and not _allows_http() else ""
 
 
 def copy_all(work: Any, items: Iterable[Any]) -> list[Any]:

@@ -13,7 +13,7 @@ _FORK = """
 import gc, importlib, json, os, sys
 
 # Importing takes longer than most commands. No pool of threads of these libraries starts before it is used.
-import altair, dagster._cli, dagster_dg_cli.cli, deltalake, sklearn.ensemble, torch
+import altair, dagster._cli, dagster_dg_cli.cli, deltalake, sklearn.ensemble, torch._dynamo
 import mlflow.store.tracking.sqlalchemy_store
 
 MODULES = {"ae-pipeline": "ae_pipeline.cli.main", "dagster": "dagster._cli", "dg": "dagster_dg_cli.cli"}

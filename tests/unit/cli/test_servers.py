@@ -2,7 +2,10 @@
 
 import http.client
 import os
+import select
 import socket
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -62,6 +65,30 @@ class TestAddressLines:
         remote = workspace.model_copy(update={"tracking_uri": "https://mlflow.corp"})
         lines = address_lines({**ADDRESSES, "mlflow": "https://mlflow.corp"}, remote, [], TOKEN)
         assert lines[2] == "MLflow   https://mlflow.corp"
+
+
+def test_a_server_and_its_children_end_with_the_process_that_started_it(tmp_path: Path) -> None:
+    (tmp_path / "served.py").write_text(
+        "import subprocess, sys, time\n"
+        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "print(*sys.argv[1:], __name__, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    start = (
+        "import os, subprocess, sys, time\n"
+        "command = [sys.executable, '-m', 'ae_pipeline.cli.server_process', str(os.getpid()), 'served', 'port']\n"
+        "subprocess.Popen(command, process_group=0)\n"
+        "time.sleep(600)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).parents[3])])}
+    command = [sys.executable, "-c", start]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "port __main__\n"
+        parent.kill()
+        # All three hold the other end of the pipe, which is closed when the last of them has ended.
+        assert select.select([parent.stdout], [], [], 60)[0]
+        assert parent.stdout.read() == ""
 
 
 class TestLinks:

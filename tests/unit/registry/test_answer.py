@@ -10,10 +10,11 @@ from typing import ClassVar
 
 import pytest
 
-from ae_pipeline.common.errors import PublicationError, StorageError
+from ae_pipeline.common.errors import PublicationError, StorageError, UnavailableError
 from ae_pipeline.latents.files import TableFiles
 from ae_pipeline.registry.answer import require_answer
 from ae_pipeline.registry.store import Tracker
+from ae_pipeline.storage.object_store import ObjectStore
 
 
 @pytest.fixture(autouse=True)
@@ -91,3 +92,16 @@ def test_an_object_store_that_does_not_answer_is_one_line(
     assert message.endswith("correct AE_PIPELINE_TABLES, AWS_ENDPOINT_URL or the credentials, and run again")
     assert "\n" not in message
     assert time.monotonic() - began < 5
+
+
+def test_plain_http_that_is_not_allowed_has_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "y", "REGION": "us-east-1"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.delenv("AWS_ALLOW_HTTP", raising=False)
+    remedy = "AWS_ENDPOINT_URL or the credentials, set AWS_ALLOW_HTTP=true for that plain HTTP, and run again"
+    with pytest.raises(PublicationError, match=f"correct AE_PIPELINE_TABLES, {remedy}$"):
+        TableFiles("s3://latents/orders").open()
+    remedy = remedy.replace(" or ", " and ")
+    with pytest.raises(UnavailableError, match=f"check AE_PIPELINE_DATA, {remedy}$"):
+        ObjectStore("s3://latents/plain-http").read("head.json")
