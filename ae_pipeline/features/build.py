@@ -1,6 +1,8 @@
 """Build features from raw rows: cleaned and derived columns that do not depend on a model."""
 
 from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
 
 import polars as pl
 
@@ -12,8 +14,10 @@ from ae_pipeline.features.split import LABEL, USABLE, split_columns
 from ae_pipeline.ingestion.contract import SchemaContract
 from ae_pipeline.ingestion.raw import DayResult
 from ae_pipeline.storage.dataset import Dataset
+from ae_pipeline.storage.files import atomic_write
 from ae_pipeline.storage.hashing import hash_json
-from ae_pipeline.storage.parquet import read_facts, write_parquet
+from ae_pipeline.storage.parquet import footer_of, read_facts, write_parquet
+from ae_pipeline.storage.parquet_parts import ParquetParts
 from ae_pipeline.storage.paths import DatasetPaths
 
 FEATURES_VERSION = "2"
@@ -236,9 +240,52 @@ def build_features_day(day: str, dataset: Dataset, contract: SchemaContract) -> 
     facts = read_facts(target)
     if facts.get("input_hash") == input_hash:
         return DayResult(day=day, rows=int(facts["rows"]), content_hash=facts["content_hash"], built=False)
-    features = build_features(pl.read_parquet(paths.raw(day), glob=False), config, contract)
-    content_hash = write_parquet(target, features.to_arrow(), {"input_hash": input_hash})
-    return DayResult(day=day, rows=features.height, content_hash=content_hash, built=True)
+    if _images_are_copied(config, contract):
+        content_hash, rows = _write_with_images(target, paths.raw(day), config, contract, {"input_hash": input_hash})
+    else:
+        features = build_features(pl.read_parquet(paths.raw(day), glob=False), config, contract)
+        content_hash, rows = write_parquet(target, features.to_arrow(), {"input_hash": input_hash}), features.height
+    return DayResult(day=day, rows=rows, content_hash=content_hash, built=True)
+
+
+def _images_are_copied(config: PipelineConfig, contract: SchemaContract) -> bool:
+    """Return whether features have images, and no expression reads them."""
+    expressions = (*config.derive.values(), config.label, config.training.where)
+    used = {name for expression in expressions for name in _names_in(expression)}
+    return (
+        bool(contract.images.keys() - {*config.exclude, *label_columns(config)}) and not contract.images.keys() & used
+    )
+
+
+def _write_with_images(
+    target: Path, raw: Path, config: PipelineConfig, contract: SchemaContract, facts: dict[str, str]
+) -> tuple[str, int]:
+    """Write the features of a day with images, of which one row group is in memory at once.
+
+    Args:
+        target: File to write.
+        raw: File with the raw rows.
+        config: Configuration of the dataset.
+        contract: Schema contract of the dataset.
+        facts: Facts of the file.
+
+    Returns:
+        Content hash and number of rows.
+    """
+    schema = pl.read_parquet_schema(raw)
+    others = pl.read_parquet(raw, columns=[name for name in schema if name not in contract.images], glob=False)
+    placeholders = (pl.lit(None, schema[name]).alias(name) for name in contract.images)
+    features = build_features(others.with_columns(*placeholders).select(*schema), config, contract)
+    images = [name for name in features.columns if name in contract.images]
+    groups = footer_of(raw)
+    heights = [groups.row_group(index).num_rows for index in range(groups.num_row_groups)]
+    with atomic_write(target) as temporary:
+        parts = ParquetParts(temporary, hashed=True)
+        for start, height in zip(accumulate(heights, initial=0), heights, strict=False):
+            pixels = pl.scan_parquet(raw, glob=False).slice(start, height).select(images).collect()
+            parts.add(features.slice(start, height).with_columns(*pixels).to_arrow())
+        parts.finish(facts)
+    return parts.content_hash, parts.rows
 
 
 def content_days(paths: DatasetPaths) -> list[str]:
