@@ -1,10 +1,10 @@
 """Build features from raw rows: cleaned and derived columns that do not depend on a model."""
 
 from collections.abc import Sequence
-from itertools import accumulate
 from pathlib import Path
 
 import polars as pl
+import pyarrow.parquet as pq
 
 from ae_pipeline.common.errors import ConfigError, StorageError
 from ae_pipeline.common.text import first_line
@@ -12,11 +12,12 @@ from ae_pipeline.config.columns import MINUTES_PER_DAY, RESERVED_COLUMNS, Column
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.features.split import LABEL, USABLE, split_columns
 from ae_pipeline.ingestion.contract import SchemaContract
+from ae_pipeline.ingestion.image_days import rows_at_once
 from ae_pipeline.ingestion.raw import DayResult
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.files import atomic_write
 from ae_pipeline.storage.hashing import hash_json
-from ae_pipeline.storage.parquet import footer_of, read_facts, write_parquet
+from ae_pipeline.storage.parquet import read_facts, write_parquet
 from ae_pipeline.storage.parquet_parts import ParquetParts
 from ae_pipeline.storage.paths import DatasetPaths
 
@@ -260,7 +261,7 @@ def _images_are_copied(config: PipelineConfig, contract: SchemaContract) -> bool
 def _write_with_images(
     target: Path, raw: Path, config: PipelineConfig, contract: SchemaContract, facts: dict[str, str]
 ) -> tuple[str, int]:
-    """Write the features of a day with images, of which one row group is in memory at once.
+    """Write the features of a day with images, of which a part is in memory at once.
 
     Args:
         target: File to write.
@@ -277,13 +278,18 @@ def _write_with_images(
     placeholders = (pl.lit(None, schema[name]).alias(name) for name in contract.images)
     features = build_features(others.with_columns(*placeholders).select(*schema), config, contract)
     images = [name for name in features.columns if name in contract.images]
-    groups = footer_of(raw)
-    heights = [groups.row_group(index).num_rows for index in range(groups.num_row_groups)]
-    with atomic_write(target) as temporary:
-        parts = ParquetParts(temporary, hashed=True)
-        for start, height in zip(accumulate(heights, initial=0), heights, strict=False):
-            pixels = pl.scan_parquet(raw, glob=False).slice(start, height).select(images).collect()
-            parts.add(features.slice(start, height).with_columns(*pixels).to_arrow())
+    # To read ahead would have the whole file in memory.
+    with atomic_write(target) as temporary, pq.ParquetFile(raw, pre_buffer=False) as file:
+        parts, start = ParquetParts(temporary, hashed=True), 0
+        for batch in file.iter_batches(max(1, rows_at_once(contract) // 4), columns=images):
+            table = features.slice(start, batch.num_rows).to_arrow()
+            start += batch.num_rows
+            for name in images:
+                index = table.column_names.index(name)
+                table = table.set_column(index, table.schema.field(index), batch.column(name))
+            parts.add(table)
+        if features.is_empty():
+            parts.add(features.to_arrow())
         parts.finish(facts)
     return parts.content_hash, parts.rows
 

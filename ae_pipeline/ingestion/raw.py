@@ -178,8 +178,11 @@ def _read_staged(
 @lru_cache(maxsize=1)
 def _staged_days(path: Path, modified_ns: int) -> dict[tuple[object, ...], pl.DataFrame]:  # noqa: ARG001
     """Read a staged copy by day, and keep it, because the next day is often in the same one."""
-    rows = kept_rows(path)
-    return (pl.read_parquet(path, glob=False) if rows is None else rows).partition_by("_day", as_dict=True)
+    kept = kept_rows(path)
+    rows = pl.read_parquet(path, glob=False) if kept is None else kept
+    if rows.height and rows["_day"].n_unique() == 1:  # a partition would be a copy
+        return {(rows["_day"][0],): rows}
+    return rows.partition_by("_day", as_dict=True)
 
 
 def _cast(rows: pl.DataFrame, schema: Mapping[str, pl.DataType], source: str) -> pl.DataFrame:

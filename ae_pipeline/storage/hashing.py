@@ -35,7 +35,7 @@ class _HashingFile:
 class TableHash:
     """The hash of a table that is added part by part, so that it need not be in memory.
 
-    The hash does not depend on parts, chunks, metadata, or the bytes behind missing values. The first row tells how
+    The hash does not depend on parts, chunks, metadata, or the bytes behind missing values. The first row shows how
     large the images of a table are, so that the rows in memory are bounded.
 
     Args:
@@ -117,9 +117,13 @@ class RowGroups:
         import pyarrow as pa
 
         table = pa.concat_tables(self._parts)
-        for start in range(0, max(rows, 1), self._size):
-            self._write(table.slice(start, min(self._size, rows - start)).combine_chunks())
         self._parts, self._rows = [table.slice(rows)], self._rows - rows
+        starts = range(0, max(rows, 1), self._size)
+        for start in starts:
+            group = table.slice(start, min(self._size, rows - start)).combine_chunks()
+            if start == starts[-1]:
+                del table  # the parts need not be in memory beside their copy
+            self._write(group)
 
 
 def hash_table(table: "pa.Table", *, is_earlier: bool = False) -> str:
