@@ -1,8 +1,10 @@
 """Build features from raw rows: cleaned and derived columns that do not depend on a model."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import polars as pl
+import pyarrow.parquet as pq
 
 from ae_pipeline.common.errors import ConfigError, StorageError
 from ae_pipeline.common.text import first_line
@@ -10,10 +12,13 @@ from ae_pipeline.config.columns import MINUTES_PER_DAY, RESERVED_COLUMNS, Column
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.features.split import LABEL, USABLE, split_columns
 from ae_pipeline.ingestion.contract import SchemaContract
+from ae_pipeline.ingestion.image_days import rows_at_once
 from ae_pipeline.ingestion.raw import DayResult
 from ae_pipeline.storage.dataset import Dataset
+from ae_pipeline.storage.files import atomic_write
 from ae_pipeline.storage.hashing import hash_json
 from ae_pipeline.storage.parquet import read_facts, write_parquet
+from ae_pipeline.storage.parquet_parts import ParquetParts
 from ae_pipeline.storage.paths import DatasetPaths
 
 FEATURES_VERSION = "2"
@@ -236,9 +241,57 @@ def build_features_day(day: str, dataset: Dataset, contract: SchemaContract) -> 
     facts = read_facts(target)
     if facts.get("input_hash") == input_hash:
         return DayResult(day=day, rows=int(facts["rows"]), content_hash=facts["content_hash"], built=False)
-    features = build_features(pl.read_parquet(paths.raw(day), glob=False), config, contract)
-    content_hash = write_parquet(target, features.to_arrow(), {"input_hash": input_hash})
-    return DayResult(day=day, rows=features.height, content_hash=content_hash, built=True)
+    if _images_are_copied(config, contract):
+        content_hash, rows = _write_with_images(target, paths.raw(day), config, contract, {"input_hash": input_hash})
+    else:
+        features = build_features(pl.read_parquet(paths.raw(day), glob=False), config, contract)
+        content_hash, rows = write_parquet(target, features.to_arrow(), {"input_hash": input_hash}), features.height
+    return DayResult(day=day, rows=rows, content_hash=content_hash, built=True)
+
+
+def _images_are_copied(config: PipelineConfig, contract: SchemaContract) -> bool:
+    """Return whether features have images, and no expression reads them."""
+    expressions = (*config.derive.values(), config.label, config.training.where)
+    used = {name for expression in expressions for name in _names_in(expression)}
+    return (
+        bool(contract.images.keys() - {*config.exclude, *label_columns(config)}) and not contract.images.keys() & used
+    )
+
+
+def _write_with_images(
+    target: Path, raw: Path, config: PipelineConfig, contract: SchemaContract, facts: dict[str, str]
+) -> tuple[str, int]:
+    """Write the features of a day with images, of which a part is in memory at once.
+
+    Args:
+        target: File to write.
+        raw: File with the raw rows.
+        config: Configuration of the dataset.
+        contract: Schema contract of the dataset.
+        facts: Facts of the file.
+
+    Returns:
+        Content hash and number of rows.
+    """
+    schema = pl.read_parquet_schema(raw)
+    others = pl.read_parquet(raw, columns=[name for name in schema if name not in contract.images], glob=False)
+    placeholders = (pl.lit(None, schema[name]).alias(name) for name in contract.images)
+    features = build_features(others.with_columns(*placeholders).select(*schema), config, contract)
+    images = [name for name in features.columns if name in contract.images]
+    # To read ahead would have the whole file in memory.
+    with atomic_write(target) as temporary, pq.ParquetFile(raw, pre_buffer=False) as file:
+        parts, start = ParquetParts(temporary, hashed=True), 0
+        for batch in file.iter_batches(max(1, rows_at_once(contract) // 4), columns=images):
+            table = features.slice(start, batch.num_rows).to_arrow()
+            start += batch.num_rows
+            for name in images:
+                index = table.column_names.index(name)
+                table = table.set_column(index, table.schema.field(index), batch.column(name))
+            parts.add(table)
+        if features.is_empty():
+            parts.add(features.to_arrow())
+        parts.finish(facts)
+    return parts.content_hash, parts.rows
 
 
 def content_days(paths: DatasetPaths) -> list[str]:

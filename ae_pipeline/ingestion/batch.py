@@ -3,9 +3,10 @@
 import datetime as dt
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,8 @@ import pyarrow as pa
 
 from ae_pipeline.common.errors import SchemaError
 from ae_pipeline.config.columns import ColumnType
-from ae_pipeline.ingestion.conform import AFTER_LAST_DAY, conform
-from ae_pipeline.ingestion.contract import SchemaContract
+from ae_pipeline.ingestion.conform import AFTER_LAST_DAY, check_columns, conform
+from ae_pipeline.ingestion.contract import SchemaContract, required_columns
 from ae_pipeline.ingestion.copy_writer import Copy, CopyWriter
 from ae_pipeline.ingestion.entries import (
     check_file,
@@ -33,6 +34,7 @@ from ae_pipeline.ingestion.packs import IMAGE_FACT, entries_fact, packed_entries
 from ae_pipeline.ingestion.readers.bounds import read_bounded
 from ae_pipeline.ingestion.readers.failures import library_errors_as
 from ae_pipeline.ingestion.readers.files import ReadOptions, leave_out, read_file
+from ae_pipeline.ingestion.readers.image_rows import ImageRow, binary_of, frame_of, read_image_row
 from ae_pipeline.ingestion.readers.pictures import is_image
 from ae_pipeline.ingestion.rows import IMAGE_STRUCT, FileRows, UnreadableFileError, plain_text
 from ae_pipeline.storage.dataset import Dataset
@@ -55,7 +57,8 @@ class StagingBatch:
     def __init__(self, contract: SchemaContract, dataset: Dataset, today: dt.date) -> None:
         self._contract, self._config, self._paths, self._today = contract, dataset.config, dataset.paths, today
         self._rules = rule_fingerprints(contract, dataset, today)
-        self._pending: dict[str, tuple[FileRows, LandedFile, LandedFile | None]] = {}
+        self._pending: dict[str, tuple[FileRows | ImageRow, LandedFile, LandedFile | None]] = {}
+        self._accepted: set[tuple[str, ...]] = set()
         self._rows, self._cells, self._image_bytes = 0, 0, 0
         self._writer = CopyWriter()
 
@@ -76,7 +79,7 @@ class StagingBatch:
 
     def examine(
         self, name: str, path: Path, previous: LandedFile | None, read: FileRows | None = None
-    ) -> tuple[LandedFile, FileRows | None]:
+    ) -> tuple[LandedFile, FileRows | ImageRow | None]:
         """Read a file. Threads may examine several files at once.
 
         Args:
@@ -98,6 +101,9 @@ class StagingBatch:
         if unchanged := unchanged_entry(entry, previous, rules, self._paths):
             return unchanged, None
         try:
+            if not read and (row := read_image_row(name, data, self._options)):
+                self._check_image(row)
+                return entry, row
             file = leave_out(read, self._options) if read else read_file(name, data, self._options)
             entry = replace(entry, skipped=dict(file.skipped))
             check_file(name, file, self._contract, self._config)
@@ -107,9 +113,20 @@ class StagingBatch:
             return refused_entry(entry, previous, str(error), keep=True), None
         return entry, replace(file, rows=plain_text(file.rows))
 
-    def add(self, name: str, previous: LandedFile | None, entry: LandedFile, file: FileRows) -> None:
+    def _check_image(self, row: ImageRow) -> None:
+        """Check the columns of an image as `check_file` does, once for each set of columns."""
+        if (columns := tuple(row.texts)) not in self._accepted:
+            check_columns(list(columns), self._contract, row.name, required_columns(self._contract, self._config))
+            self._accepted.add(columns)
+
+    def add(self, name: str, previous: LandedFile | None, entry: LandedFile, file: FileRows | ImageRow) -> None:
         """Add what `examine` has returned for a file to the batch."""
         self._pending[name] = (file, entry, previous)
+        if isinstance(file, ImageRow):
+            self._rows += 1
+            self._cells += len(file.schema)
+            self._image_bytes += file.pixels.nbytes
+            return
         self._rows += file.rows.height
         self._cells += file.rows.height * file.rows.width
         if self._config.images and file.rows.schema.get(self._config.images.column) == IMAGE_STRUCT:
@@ -126,7 +143,8 @@ class StagingBatch:
         """
         by_schema: dict[tuple[tuple[str, pl.DataType], ...], list[str]] = {}
         for name, (file, *_) in self._pending.items():
-            by_schema.setdefault(tuple(file.rows.schema.items()), []).append(name)
+            schema = file.schema if isinstance(file, ImageRow) else tuple(file.rows.schema.items())
+            by_schema.setdefault(schema, []).append(name)
         entries: dict[str, LandedFile] = {}
         copies: list[Copy] = []
         for names in by_schema.values():
@@ -164,21 +182,16 @@ class StagingBatch:
             UnreadableFileError: A library fails on the values of one of them.
         """
         files = [self._pending[name][0] for name in names]
-        combined = FileRows(pl.concat([f.rows for f in files]), pl.concat([f.rejected for f in files]))
-        column = self._column_of_pixels(names)
-        pixels = combined.rows[column].struct.field("data") if column else None
-        if column:
-            number = pl.int_range(pl.len()).cast(pl.String).cast(pl.Binary)
-            combined = replace(
-                combined, rows=combined.rows.with_columns(pl.col(column).struct.with_fields(data=number))
-            )
+        combined, pixels = _combined(files, column := self._column_of_pixels(names))
         with library_errors_as(UnreadableFileError, invalid_values):
             result = conform(combined, self._contract, self._config, self._today)
         # The conversion of a frame takes a millisecond, and a slice of the result takes none.
         rows = result.rows.rechunk()
-        if column and pixels is not None:
-            numbers = rows[column].cast(pl.String).cast(pl.Int64)
-            rows = rows.with_columns(pixels.rechunk().gather(numbers).alias(column))
+        table = rows.to_arrow()
+        if column:
+            data = pixels(rows[column].cast(pl.String).cast(pl.Int64))
+            table = table.set_column(table.column_names.index(column), table.schema.field(column), data)
+            rows = rows.with_columns(pl.Series(column, pl.from_arrow(data)))
         runs = rows["_source_file"].rle().struct.unnest()
         starts = runs["len"].cum_sum() - runs["len"]
         spans = dict(zip(runs["value"], zip(starts, runs["len"], strict=True), strict=True))
@@ -186,7 +199,7 @@ class StagingBatch:
         spans = {name: spans.get(name, (0, 0)) for name in names}
         rejected = result.rejected.partition_by("source_file", as_dict=True) if result.rejected.height else {}
         nothing = result.rejected.clear()
-        return _Valid(rows, rows.to_arrow(), spans, {name: rejected.get((name,), nothing) for name in names})
+        return _Valid(rows, table, spans, {name: rejected.get((name,), nothing) for name in names})
 
     def _column_of_pixels(self, names: list[str]) -> str | None:
         """Return the column whose bytes validation does not need, because it compares shapes: that of image files."""
@@ -237,6 +250,42 @@ class StagingBatch:
         if previous and previous.sha256 == entry.sha256:
             entry = entry.without_days(previous.withdrawn)
         return entry, writes
+
+
+def _combined(
+    files: Sequence[FileRows | ImageRow], column: str | None
+) -> tuple[FileRows, Callable[[pl.Series], pa.Array]]:
+    """Return the rows of files with the same columns.
+
+    Args:
+        files: Files as read.
+        column: Column whose bytes validation does not need. It gets the number of each row in place of its bytes.
+
+    Returns:
+        The rows, and the function that returns the bytes of the rows with some numbers.
+    """
+    rejected = pl.concat([FileRows(pl.DataFrame()).rejected, *(f.rejected for f in files if isinstance(f, FileRows))])
+    images = [file for file in files if isinstance(file, ImageRow)]
+    if column and images and all(isinstance(file, ImageRow) or file.rows.is_empty() for file in files):
+        arrays = [image.pixels for image in images]
+        rows = frame_of(images, _numbers(len(images)))
+        return FileRows(rows, rejected), lambda numbers: binary_of([arrays[number] for number in numbers])
+    frames: list[pl.DataFrame] = []
+    for _, group in groupby(files, lambda file: isinstance(file, ImageRow)):
+        same = list(group)
+        images = [file for file in same if isinstance(file, ImageRow)]
+        frames += [frame_of(images)] if images else [file.rows for file in same if isinstance(file, FileRows)]
+    rows = pl.concat(frames)
+    if column is None:
+        return FileRows(rows, rejected), lambda numbers: pa.nulls(len(numbers))
+    data = rows[column].struct.field("data").rechunk()
+    rows = rows.with_columns(pl.col(column).struct.with_fields(data=_numbers(rows.height)))
+    return FileRows(rows, rejected), lambda numbers: data.gather(numbers).to_arrow()
+
+
+def _numbers(count: int) -> pl.Series:
+    """Return the numbers of rows as bytes."""
+    return pl.int_range(count, eager=True).cast(pl.String).cast(pl.Binary)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from ae_pipeline.storage.files import make_folder, translate_os_error
 _PARTITION_ROWS = 500_000
 """Approximate number of rows in memory at once."""
 
-_MAX_PARTITIONS = 64
+MAX_PARTITIONS = 64
 """Maximum number of open files of one pass. A day has two passes at once, and four days are built at once."""
 
 _INDEX = "\0partition"
@@ -37,7 +37,7 @@ def partition_by_identity(batches: Iterable[pl.DataFrame], rows: int, folder: Pa
     Raises:
         StorageError: The disk is full, or the folder cannot be written.
     """
-    partitions = min(math.ceil(rows / _PARTITION_ROWS), _MAX_PARTITIONS)
+    partitions = min(math.ceil(rows / _PARTITION_ROWS), MAX_PARTITIONS)
     if partitions <= 1:
         frames = list(batches)
         if frames:
@@ -82,7 +82,7 @@ def partition_bounds(sample: pl.DataFrame, keys: Sequence[str], rows: int) -> li
         keys: Columns by which the rows are sorted.
         rows: Number of all rows.
     """
-    partitions = min(math.ceil(rows / _PARTITION_ROWS), _MAX_PARTITIONS)
+    partitions = min(math.ceil(rows / _PARTITION_ROWS), MAX_PARTITIONS)
     values = sample.select(keys).unique().sort(keys)
     return [values.row(values.height * index // partitions) for index in range(1, partitions)] if values.height else []
 

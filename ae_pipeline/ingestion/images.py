@@ -43,8 +43,13 @@ def image_struct(pixels: Pixels) -> dict[str, Any]:
     (2, 'uint8')
     """
     height, width, channels = pixels.shape
-    data = np.ascontiguousarray(pixels.astype(pixels.dtype.newbyteorder("<"), copy=False)).tobytes()
+    data = np.ascontiguousarray(little_endian(pixels)).tobytes()
     return {"data": data, "height": height, "width": width, "channels": channels, "dtype": pixels.dtype.name}
+
+
+def little_endian(pixels: Pixels) -> Pixels:
+    """Return pixels with little-endian values."""
+    return pixels.astype(pixels.dtype.newbyteorder("<"), copy=False)
 
 
 def pixels_of(image: dict[str, Any]) -> Pixels:

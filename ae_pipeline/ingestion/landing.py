@@ -27,7 +27,13 @@ from ae_pipeline.ingestion.deletions import (
 )
 from ae_pipeline.ingestion.fingerprints import RAW_VERSION, RuleFingerprints, rule_fingerprints
 from ae_pipeline.ingestion.first_contract import infer_and_save_contract
-from ae_pipeline.ingestion.landing_folder import landed_files, landing_address, landing_folder, list_landing
+from ae_pipeline.ingestion.landing_folder import (
+    LandingFolder,
+    landed_files,
+    landing_address,
+    landing_folder,
+    list_landed,
+)
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger
 from ae_pipeline.ingestion.moves import moved_identities
 from ae_pipeline.ingestion.packs import repack
@@ -104,14 +110,14 @@ class Landing:
         return Ledger.load(self._dataset.paths.ledger)
 
 
-def require_landed(dataset: Dataset) -> dict[str, Path]:
-    """Return the landed files as `landed_files` does, and refuse to go on if all files that were read are missing.
+def require_landed(dataset: Dataset) -> LandingFolder:
+    """Return what has landed as `list_landed` does, and refuse to go on if all files that were read are missing.
 
     Raises:
         StorageError: No file of the dataset is in the landing folder.
     """
     try:
-        return landed_files(dataset)
+        return list_landed(dataset)
     except StorageError as error:
         if message := empty_landing(dataset, landing_folder(dataset)):
             raise StorageError(message) from error
@@ -219,8 +225,9 @@ def ingest(dataset: Dataset, today: dt.date, *, accepts_removal: bool = False) -
         RemovalError: Too many rows would go. Ledger, staged copies and raw rows are as before.
     """
     config, paths = dataset.config, dataset.paths
-    landed = require_landed(dataset)
-    if (landing := list_landing(dataset)).others:
+    landing = require_landed(dataset)
+    landed = landing.files
+    if landing.others:
         logger.warning(f"{landing_address(dataset)}: {landing.describe_others()}")
     already_read = {}
     if not paths.contract.exists():

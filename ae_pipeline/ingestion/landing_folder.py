@@ -196,7 +196,12 @@ def _kinds(config: PipelineConfig) -> str:
 
 
 def landed_files(dataset: Dataset) -> dict[str, Path]:
-    """Return the landed files to read, by their printable path below the landing folder.
+    """Return the landed files to read, by their printable path below the landing folder; see `list_landed`."""
+    return list_landed(dataset).files
+
+
+def list_landed(dataset: Dataset) -> LandingFolder:
+    """Return what `list_landing` returns, and require a file to read.
 
     Raises:
         StorageError: The folder does not exist, or contains no file of the dataset.
@@ -212,4 +217,4 @@ def landed_files(dataset: Dataset) -> dict[str, Path]:
             f"no files have landed for {config.dataset!r}: {folder} is empty; put {_kinds(config)} files there that "
             f"match {config.source.pattern!r}"
         )
-    return landing.files
+    return landing

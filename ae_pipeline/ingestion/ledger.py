@@ -12,7 +12,7 @@ from ae_pipeline.common.errors import StorageError
 from ae_pipeline.storage.files import write_text
 from ae_pipeline.storage.hashing import hash_json
 from ae_pipeline.storage.paths import MEMBER
-from ae_pipeline.storage.snapshot import LEDGER_DIGEST
+from ae_pipeline.storage.snapshot import LEDGER_DIGEST, ledger_text
 
 _PACKED = "packed"
 """JSON key of an entry whose staged copy is a pack. Earlier versions refuse it, and so delete no pack as unused."""
@@ -122,7 +122,7 @@ class Ledger:
     def save(self, path: Path) -> None:
         """Write the ledger atomically."""
         entries: dict[str, object] = {name: entry.as_json() for name, entry in self.files.items()}
-        write_text(path, json.dumps({**entries, LEDGER_DIGEST: hash_json(entries)}, indent=0))
+        write_text(path, ledger_text(entries))
 
     @property
     def days(self) -> list[str]:

@@ -100,6 +100,11 @@ def first_row(entry: LandedFile) -> int | None:
     return int(first) if separator else None
 
 
+def is_packed(entry: LandedFile) -> bool:
+    """Return whether the staged copy of a landed file is a pack."""
+    return first_row(entry) is not None
+
+
 def rows_of(entry: LandedFile, rows: pl.DataFrame) -> pl.DataFrame:
     """Return the rows of one landed file.
 
@@ -134,7 +139,8 @@ def numbered_rows(rows: pl.DataFrame, packed: Sequence[tuple[int, LandedFile]]) 
         return rows.with_columns(pl.lit(packed[0][0], pl.Int64).alias(NUMBER))
     index = np.concatenate([np.arange(entry.rows) + (first_row(entry) or 0) for _, entry in packed])
     numbers = np.repeat([number for number, _ in packed], [entry.rows for _, entry in packed])
-    return rows[index].with_columns(pl.Series(NUMBER, numbers, pl.Int64))
+    is_whole = np.array_equal(index, np.arange(rows.height))  # a selection would copy all pixels
+    return (rows if is_whole else rows[index]).with_columns(pl.Series(NUMBER, numbers, pl.Int64))
 
 
 def repack(

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import chain
 from pathlib import Path
 
 import polars as pl
@@ -15,9 +16,10 @@ from ae_pipeline.common.text import first_line
 from ae_pipeline.engine.mapping import engine_map
 from ae_pipeline.ingestion.contract import SchemaContract
 from ae_pipeline.ingestion.deduplicate import partition_by_identity
+from ae_pipeline.ingestion.image_days import ImageDay, rows_at_once
 from ae_pipeline.ingestion.landing import IngestResult
 from ae_pipeline.ingestion.large_days import BATCH_ROWS, LARGE_ROWS, LargeDay
-from ae_pipeline.ingestion.packs import IMAGE_FACT, NUMBER, in_packs, numbered_rows
+from ae_pipeline.ingestion.packs import IMAGE_FACT, in_packs, is_packed, numbered_rows
 from ae_pipeline.ingestion.rows import with_occurrence
 from ae_pipeline.ingestion.staged import kept_rows, require_staged
 from ae_pipeline.storage.parquet import damage_of, read_facts, scans, write_parquet
@@ -109,22 +111,37 @@ def build_raw_day(day: str, ingested: IngestResult, paths: DatasetPaths) -> DayR
     def facts_of(rows: int) -> dict[str, str]:
         return {"input_hash": input_hash, "superseded": str(landed - rows), "repeated": str(repeated)}
 
-    def read(at_once: int | None = None) -> Iterator[pl.DataFrame]:
-        for copy, files in in_packs(sources).items():
-            packed, name = [(number, entry) for number, _, entry in files], files[0][1]
-            for rows in _read_staged(paths.staged(copy), ingested.contract, name, day, at_once):
-                yield _cast(numbered_rows(rows, packed) if ingested.contract.images else rows, schema, name)
-
     def complete(*rows: pl.DataFrame) -> pl.DataFrame:
         # "diagonal", because a copy lacks optional columns that were declared after it was staged.
-        whole = pl.concat([pl.DataFrame(schema=schema), *rows], how="diagonal")
-        return (whole.sort(NUMBER, maintain_order=True) if NUMBER in whole.columns else whole).select(*schema)
+        return pl.concat([pl.DataFrame(schema=schema), *rows], how="diagonal").select(*schema)
 
-    if landed > LARGE_ROWS and not ingested.contract.images:
-        large = LargeDay(lambda: map(complete, read(BATCH_ROWS)), landed, deduplicate, paths.scratch)
+    copies = in_packs(sources)
+
+    def read(copy: str, at_once: int | None = None, columns: Sequence[str] = ()) -> Iterator[pl.DataFrame]:
+        name = copies[copy][0][1]
+        for rows in _read_staged(paths.staged(copy), ingested.contract, name, day, at_once, columns):
+            yield _cast(rows, schema, name)
+
+    def read_images(copy: str, columns: Sequence[str] = ()) -> Iterator[pl.DataFrame]:
+        packed = [(number, entry) for number, _, entry in copies[copy]]
+        entry, most = copies[copy][0][2], rows_at_once(ingested.contract)
+        # A small copy is kept in memory for the next day. A pack is not larger than the batch that it comes from.
+        at_once = None if is_packed(entry) or entry.rows <= 2 * most else most
+        for rows in read(copy, at_once, columns):
+            numbered = numbered_rows(rows, packed)
+            yield numbered if columns else complete(numbered)
+
+    def read_all(at_once: int | None = None) -> Iterator[pl.DataFrame]:
+        return chain.from_iterable(read(copy, at_once) for copy in copies)
+
+    if ingested.contract.images:
+        images = ImageDay(list(copies), read_images, deduplicate, rows_at_once(ingested.contract), paths.scratch)
+        content_hash, height = images.write(target, complete(), facts_of)
+    elif landed > LARGE_ROWS:
+        large = LargeDay(lambda: map(complete, read_all(BATCH_ROWS)), landed, deduplicate, paths.scratch)
         content_hash, height = large.write(target, facts_of)
     else:
-        kept = deduplicate(complete(*read())).sort("event_time", "row_id")
+        kept = deduplicate(complete(*read_all())).sort("event_time", "row_id")
         height = kept.height
         content_hash = write_parquet(target, kept.to_arrow(), facts_of(height))
     return DayResult(
@@ -133,9 +150,9 @@ def build_raw_day(day: str, ingested: IngestResult, paths: DatasetPaths) -> DayR
 
 
 def _read_staged(
-    path: Path, contract: SchemaContract, source: str, day: str, at_once: int | None
+    path: Path, contract: SchemaContract, source: str, day: str, at_once: int | None, columns: Sequence[str] = ()
 ) -> Iterator[pl.DataFrame]:
-    """Read the rows of a day in a staged copy, at most `at_once` of them at once.
+    """Read the rows of a day in a staged copy, at most `at_once` of them at once, and all columns or some.
 
     The footer shows the shape of its images, because their bytes do not.
     """
@@ -148,8 +165,10 @@ def _read_staged(
                 f"{staged_shape}, but the current one says {shape}; land {source} again, or undo the edit"
             )
     require_staged(path, source)
-    if at_once or (path.stat().st_size > _KEPT_BYTES and kept_rows(path) is None):
-        yield from (scan.filter(pl.col("_day") == day).collect() for scan in scans([path], at_once))
+    if columns or at_once or (path.stat().st_size > _KEPT_BYTES and kept_rows(path) is None):
+        for scan in scans([path], at_once):
+            rows = scan.filter(pl.col("_day") == day)
+            yield (rows.select(columns) if columns else rows).collect()
         return
     with _one_reader:
         days = _staged_days(path, path.stat().st_mtime_ns)
@@ -159,8 +178,11 @@ def _read_staged(
 @lru_cache(maxsize=1)
 def _staged_days(path: Path, modified_ns: int) -> dict[tuple[object, ...], pl.DataFrame]:  # noqa: ARG001
     """Read a staged copy by day, and keep it, because the next day is often in the same one."""
-    rows = kept_rows(path)
-    return (pl.read_parquet(path, glob=False) if rows is None else rows).partition_by("_day", as_dict=True)
+    kept = kept_rows(path)
+    rows = pl.read_parquet(path, glob=False) if kept is None else kept
+    if rows.height and rows["_day"].n_unique() == 1:  # a partition would be a copy
+        return {(rows["_day"][0],): rows}
+    return rows.partition_by("_day", as_dict=True)
 
 
 def _cast(rows: pl.DataFrame, schema: Mapping[str, pl.DataType], source: str) -> pl.DataFrame:

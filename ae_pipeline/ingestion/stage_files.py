@@ -2,9 +2,10 @@
 
 import datetime as dt
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from ae_pipeline.common.cores import cores
@@ -14,6 +15,7 @@ from ae_pipeline.ingestion.batch import StagingBatch
 from ae_pipeline.ingestion.contract import SchemaContract
 from ae_pipeline.ingestion.large_files import LargeFileStaging
 from ae_pipeline.ingestion.ledger import LandedFile
+from ae_pipeline.ingestion.readers.image_rows import ImageRow
 from ae_pipeline.ingestion.readers.pictures import is_image
 from ae_pipeline.ingestion.rows import FileRows
 from ae_pipeline.ingestion.staged import forget_rows
@@ -26,6 +28,10 @@ _CHUNKS_PER_CORE = 4
 
 _PIXEL_BYTES, _MEMORY_SHARE = 16, 4
 """Memory for a pixel while an image is decoded, and the part of the memory that all images may take: a quarter."""
+
+
+_GROUP_BYTES, _GROUP_FILES = 64 << 10, 16
+"""Size of the image files, and number of them, that one thread decodes before the next ones are taken."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,7 @@ def _stage(
 ) -> Iterator[tuple[int, Entries]]:
     batch, large = StagingBatch(contract, dataset, today), LargeFileStaging(contract, dataset, today)
 
-    def examine(file: NewFile) -> tuple[LandedFile, FileRows | None] | None:
+    def examine(file: NewFile) -> tuple[LandedFile, FileRows | ImageRow | None] | None:
         read = already_read.pop(file.name, None)
         if read is None and large.takes(file.name, file.path):
             return None
@@ -100,9 +106,10 @@ def _stage(
     # Images take long to decode, without the interpreter lock. The workers of other engines use one thread each.
     is_ahead = selected_engine() is Engine.THREADS and all(is_image(file.name) for file in files)
     threads = images_at_once(dataset.config.source.limits.pixels)
-    examined = engine_map(examine, files, threads=threads) if is_ahead else map(examine, files)
+    groups = engine_map(lambda group: [examine(file) for file in group], _small_groups(files), threads=threads)
+    examined = chain.from_iterable(groups) if is_ahead else map(examine, files)
     done = 0
-    with closing(batch):
+    with closing(batch), closing(groups):
         try:
             for done, (file, result) in enumerate(zip(files, examined, strict=True), start=1):
                 entry, rows = result or (large.stage(file.name, file.path, file.previous), None)
@@ -115,6 +122,23 @@ def _stage(
             yield done, batch.written()
             raise
         yield done, batch.written()
+
+
+def _small_groups(files: Sequence[NewFile]) -> Iterator[list[NewFile]]:
+    """Yield small images in groups, because a task of a thread takes as long as to decode one, and others alone."""
+    group: list[NewFile] = []
+    size = 0
+    for file in files:
+        file_size = 0
+        with suppress(OSError):  # the reader raises it
+            file_size = file.path.stat().st_size
+        if group and (size + file_size > _GROUP_BYTES or len(group) == _GROUP_FILES):
+            yield group
+            group, size = [], 0
+        group.append(file)
+        size += file_size
+    if group:
+        yield group
 
 
 def _stage_chunk(files: Sequence[NewFile], contract: SchemaContract, dataset: Dataset, today: dt.date) -> Entries:

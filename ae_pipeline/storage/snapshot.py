@@ -159,7 +159,21 @@ def _merge_ledgers(base: bytes, theirs: bytes, ours: bytes) -> bytes:
             their[name] = our[name]
         else:
             del their[name]
-    return json.dumps({**their, LEDGER_DIGEST: hash_json(their)}, indent=0).encode()
+    return ledger_text(their).encode()
+
+
+def ledger_text(entries: Mapping[str, object]) -> str:
+    """Return the text of a ledger: one line for each entry, and their digest.
+
+    Args:
+        entries: Entries by the path of the landed file.
+    """
+    lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in entries.items())
+    return (
+        "{\n"
+        + "".join(f"{line},\n" for line in lines)
+        + f"{json.dumps(LEDGER_DIGEST)}: {json.dumps(hash_json(entries))}\n}}"
+    )
 
 
 def _without_times(entry: dict[str, Any] | None) -> dict[str, Any] | None:

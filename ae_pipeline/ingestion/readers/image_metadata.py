@@ -43,8 +43,22 @@ class ImageMetadata:
 
     def fingerprint(self, name: str) -> str | None:
         """Return a hash of everything that an image gets from the metadata; None if there are no metadata."""
+        if not self.columns:
+            return None
         key = _key(name)
-        return hash_json([self.columns, self.rows.get(key), self.problems.get(key)]) if self.columns else None
+        return hash_json([self.columns, self.rows.get(key), self.problems.get(key)])
+
+    def values_of(self, name: str) -> dict[str, str | None] | None:
+        """Return the texts of an image by their column; None if it is described in two different ways.
+
+        Args:
+            name: Path of the image below the landing folder.
+        """
+        if not self.columns:
+            return {}
+        if (key := _key(name)) in self.problems:
+            return None
+        return dict(zip(self.columns, self.rows.get(key, (None,) * len(self.columns)), strict=True))
 
     def add_to(self, name: str, file: FileRows) -> FileRows:
         """Return the rows of an image file with the columns of the metadata. Images that they do not name get nulls.

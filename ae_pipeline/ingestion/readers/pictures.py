@@ -53,6 +53,17 @@ def read_image(name: str, data: bytes, images: ImagesConfig, max_pixels: int | N
     return FileRows(pl.DataFrame([values], schema={**schema, "_row_number": pl.Int64()}, orient="row"))
 
 
+def values_of_path(name: str, images: ImagesConfig) -> dict[str, str | None] | None:
+    """Return the texts that the path of an image file gives by their column; None if it does not match `images.path`.
+
+    Args:
+        name: Path of the file below the landing folder.
+        images: Settings for images.
+    """
+    match = re.search(images.path or "", name)
+    return None if match is None else {FILE_COLUMN: name, **match.groupdict()}
+
+
 def _rejected_image(rule: str, reason: str, values: dict[str, object], schema: dict[str, pl.DataType]) -> FileRows:
     rejected = rejected_rows([(1, rule, reason, json.dumps(values, ensure_ascii=False))])
     return FileRows(pl.DataFrame(schema={**schema, "_row_number": pl.Int64()}), rejected)

@@ -35,6 +35,6 @@ class TestPartitionByIdentity:
 
     def test_the_number_of_open_files_is_limited(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(deduplicate, "_PARTITION_ROWS", 1)
-        monkeypatch.setattr(deduplicate, "_MAX_PARTITIONS", 5)
+        monkeypatch.setattr(deduplicate, "MAX_PARTITIONS", 5)
         assert len(list(partition_by_identity(batches(500, 200), 500, tmp_path))) == 5
         assert list(tmp_path.iterdir()) == [], "its temporary files have no names"

@@ -154,6 +154,16 @@ def test_earlier_versions_refuse_a_ledger_with_packs(tmp_path: Path) -> None:
     assert Ledger.load(shop.paths.ledger).files == {f"a_{THIRD}.png": files[f"a_{THIRD}.png"]}
 
 
+def test_a_ledger_has_one_line_for_each_file_and_one_for_the_digest(tmp_path: Path) -> None:
+    shop = shop_of_five_images(tmp_path)
+    ledger = shop.ingest().ledger
+    first, *lines, digest, last = shop.paths.ledger.read_text().splitlines()
+    assert (first, last) == ("{", "}")
+    assert [next(iter(json.loads(f"{{{line.rstrip(',')}}}"))) for line in lines] == list(ledger.files)
+    assert json.loads(f"{{{digest}}}").keys() == {"sha256"}
+    assert Ledger.load(shop.paths.ledger) == ledger
+
+
 def test_a_lost_ledger_is_rebuilt_from_packs(tmp_path: Path) -> None:
     shop = shop_of_five_images(tmp_path)
     expected = shop.ingest().ledger

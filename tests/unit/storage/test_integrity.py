@@ -10,6 +10,7 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
+from ae_pipeline.storage import hashing
 from ae_pipeline.storage.hashing import hash_table
 from ae_pipeline.storage.integrity import move_aside, parquet_damage
 from ae_pipeline.storage.jsonl import add_line, lines_of, read_lines
@@ -69,6 +70,17 @@ class TestSeals:
         for content_hash, damage in ((hash_table(table), False), ("0" * 32, True)):
             footer = {b"ae_pipeline.content_hash": content_hash.encode(), b"ae_pipeline.rows": b"3"}
             pq.write_table(table.replace_schema_metadata(footer), file)
+            assert (parquet_damage(file) is not None) == damage
+
+    def test_images_without_a_seal_may_have_the_hash_of_version_0_2(
+        self, file: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(hashing, "_HASHED_BYTES", 1)
+        table = pl.DataFrame({"image": [b"ab", b"cd", b"ef"]}).to_arrow()
+        known = (hash_table(table), hash_table(table, is_earlier=True))
+        assert len(set(known)) == 2
+        for content_hash, damage in zip((*known, "0" * 32), (False, False, True), strict=True):
+            pq.write_table(table.replace_schema_metadata({b"ae_pipeline.content_hash": content_hash.encode()}), file)
             assert (parquet_damage(file) is not None) == damage
 
     def test_a_missing_file_has_no_facts_and_no_damage(self, tmp_path: Path) -> None:

@@ -33,6 +33,23 @@ def test_the_hash_of_parts_is_that_of_the_bytes_of_the_table(rows: int, monkeypa
     assert digest.hexdigest() == hash_table(table) == hashlib.sha256(content.getvalue()).hexdigest()[:32]
 
 
+@pytest.mark.parametrize("rows", [1, 64, 99, 100, 101, 1000])
+def test_the_first_image_says_how_many_rows_are_hashed_at_once(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hashing, "_HASHED_BYTES", 100 * 8 + 7)  # a hundred images of 8 bytes, and a rest
+    images = pl.Series("image", [number.to_bytes(8, "little") for number in range(1000)])
+    table, content = ROWS.with_columns(images).to_arrow(), io.BytesIO()
+    options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    pq.write_table(table, content, row_group_size=100, **options)
+    digest = TableHash(table.schema)
+    digest.add(table.slice(0, 0))  # a part without rows says nothing
+    for part in parts_of(table, rows):
+        digest.add(part)
+    assert digest.hexdigest() == hash_table(table) == hashlib.sha256(content.getvalue()).hexdigest()[:32]
+    earlier = io.BytesIO()
+    pq.write_table(table, earlier, **options)
+    assert hash_table(table, is_earlier=True) == hashlib.sha256(earlier.getvalue()).hexdigest()[:32]
+
+
 def test_a_file_of_parts_has_the_rows_groups_and_facts_of_a_whole_one(tmp_path: Path) -> None:
     table = pl.concat([ROWS] * 200).to_arrow()  # more rows than a row group has
     whole, path = tmp_path / "whole.parquet", tmp_path / "parts.parquet"

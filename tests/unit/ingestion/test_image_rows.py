@@ -1,0 +1,77 @@
+"""Image files that are read without a frame each are the rows that `read_file` returns."""
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from ae_pipeline.config.source import ImagesConfig, SourceConfig
+from ae_pipeline.ingestion.readers.files import ReadOptions, read_file
+from ae_pipeline.ingestion.readers.image_metadata import ImageMetadata
+from ae_pipeline.ingestion.readers.image_rows import ImageRow, frame_of, read_image_row
+from tests.unit.ingestion.test_images import GRAY, encoded
+
+METADATA = ImageMetadata(
+    ("shift", "weight"), {"a_1.png": ("day", None)}, {"a_9.png": "it is described twice"}, {"a_1.png": "metadata.csv"}
+)
+RGB = np.arange(90, dtype=np.uint8).reshape(5, 6, 3)
+FILES = {
+    "a_1.png": encoded(GRAY),
+    "b_2.jpg": encoded(RGB, "JPEG"),
+    "b_3.png": encoded(GRAY.astype(np.uint16) * 999),
+    "a_4.png": encoded(np.dstack([RGB, GRAY])),
+    "a_5.tif": encoded(GRAY.astype(np.float32) / 7, "TIFF"),
+}
+
+
+def options(metadata: ImageMetadata = METADATA, **images: Any) -> ReadOptions:
+    """Return options for images with a part in their name."""
+    return ReadOptions(images=ImagesConfig(path=r"(?P<part>[ab])_", **images), metadata=metadata)
+
+
+@pytest.mark.parametrize("settings", [{}, {"mode": "grey", "resize": 4}, {"crop": 3, "pad": 8}], ids=str)
+@pytest.mark.parametrize("metadata", [METADATA, ImageMetadata()], ids=["metadata", "none"])
+def test_rows_are_those_of_read_file(settings: dict[str, Any], metadata: ImageMetadata) -> None:
+    chosen = options(metadata, **settings)
+    rows = [read_image_row(name, data, chosen) for name, data in FILES.items()]
+    images = [row for row in rows if isinstance(row, ImageRow)]
+    expected = pl.concat([read_file(name, data, chosen).rows for name, data in FILES.items()])
+    assert frame_of(images).equals(expected)
+    assert images[0].schema == tuple(expected.schema.items())
+    assert frame_of(images)["image"].struct.field("dtype").n_unique() == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "chosen"),
+    [
+        ("a_1.png", FILES["a_1.png"][:60], options()),
+        ("c_1.png", FILES["a_1.png"], options()),
+        ("a_9.png", FILES["a_1.png"], options()),
+        ("line=1/a_1.png", FILES["a_1.png"], options()),
+        ("a_1.png", FILES["a_1.png"], options(patch=4)),
+        ("a_1.png", FILES["a_1.png"], options(crop=50)),
+        ("a_1.parquet", FILES["a_1.png"], options()),
+        ("a_1.png", FILES["a_1.png"], ReadOptions()),
+        (
+            "a_1.png",
+            FILES["a_1.png"],
+            ReadOptions(images=ImagesConfig(), source=SourceConfig(path_columns="(?P<kind>[ab])")),
+        ),
+        ("a_1.png", FILES["a_1.png"], ReadOptions(images=ImagesConfig(path="(?P<x>a)"), left_out=frozenset({"x"}))),
+    ],
+    ids=[
+        "truncated",
+        "other path",
+        "conflict",
+        "folder",
+        "patches",
+        "too small",
+        "no image",
+        "no images",
+        "path columns",
+        "left out",
+    ],
+)
+def test_other_files_are_left_to_read_file(name: str, data: bytes, chosen: ReadOptions) -> None:
+    assert read_image_row(name, data, chosen) is None
