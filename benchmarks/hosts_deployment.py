@@ -31,7 +31,7 @@ from benchmarks.hosts_control import DATASET, Control
 from benchmarks.hosts_deployment_kills import Kills
 from benchmarks.hosts_look import describe
 from benchmarks.hosts_ray import RayCluster, try_nodes
-from benchmarks.hosts_stack import clean_environment, program, running_stack, write_datasets
+from benchmarks.hosts_stack import clean_environment, copy_instance, program, running_stack, write_datasets
 from benchmarks.hosts_store import built, flights_attributes
 from benchmarks.report import Row, write_report
 
@@ -69,7 +69,7 @@ def run_embedded(root: Path, attributes: Mapping[str, Any], landed: Sequence[Pat
         "AE_PIPELINE_MLRUNS": str(root / "models"),
         "DAGSTER_HOME": str(root / "home"),
     }
-    (root / "home").mkdir()
+    copy_instance(root / "home")
     began = time.perf_counter()
     command = [program("ae-pipeline"), "run", DATASET]
     done = subprocess.run(command, env=variables, cwd=root, capture_output=True, text=True, check=False)

@@ -81,19 +81,23 @@ def clean_environment() -> dict[str, str]:
     return {**kept, **quiet, "PATH": path, "PYTHONPATH": str(_REPOSITORY)}
 
 
+def copy_instance(home: Path, **changes: Any) -> None:
+    """Write the `dagster.yaml` of a project, with changes."""
+    settings = yaml.safe_load((_REPOSITORY / ".dagster" / "dagster.yaml").read_text(encoding="utf-8"))
+    home.mkdir(parents=True)
+    (home / "dagster.yaml").write_text(yaml.safe_dump({**settings, **changes}), encoding="utf-8")
+
+
 def _write_instance(home: Path, hosts: Path, launcher: str) -> None:
     """Write the `dagster.yaml` of the guide for deployments: that of a project, with storage, logs and launcher."""
-    settings = yaml.safe_load((_REPOSITORY / ".dagster" / "dagster.yaml").read_text(encoding="utf-8"))
-    settings["storage"] = {"postgres": {"postgres_url": {"env": "DAGSTER_PG_URL"}}}
-    settings["compute_logs"] = {
-        "module": "dagster_aws.s3.compute_log_manager",
-        "class": "S3ComputeLogManager",
-        "config": {"bucket": "logs", "endpoint_url": {"env": "AWS_ENDPOINT_URL"}},
-    }
+    logs = {"bucket": "logs", "endpoint_url": {"env": "AWS_ENDPOINT_URL"}}
     config = {"config": {"hosts": str(hosts)}} if launcher == "hosts" else {}
-    settings["run_launcher"] = {**_LAUNCHERS[launcher], **config}
-    home.mkdir(parents=True)
-    (home / "dagster.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    copy_instance(
+        home,
+        storage={"postgres": {"postgres_url": {"env": "DAGSTER_PG_URL"}}},
+        compute_logs={"module": "dagster_aws.s3.compute_log_manager", "class": "S3ComputeLogManager", "config": logs},
+        run_launcher={**_LAUNCHERS[launcher], **config},
+    )
 
 
 @contextmanager
