@@ -45,6 +45,11 @@ def differing(expected: dict[str, bytes], found: dict[str, bytes]) -> int:
     return sum(expected.get(name) != found.get(name) for name in expected.keys() | found.keys())
 
 
+def as_figures(counts: Counter[str]) -> dict[str, int]:
+    """Return counts with names of figures."""
+    return {name.replace(" ", "_"): int(count) for name, count in counts.items()}
+
+
 class Control:
     """A look at a deployment, on a machine with an empty folder. It sets variables of this process.
 

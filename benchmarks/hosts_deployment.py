@@ -13,10 +13,11 @@ launcher, and `ray` with a Ray cluster of two nodes, of which one is killed whil
 
 import argparse
 import json
+import signal
 import subprocess
+import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -27,7 +28,7 @@ from ae_pipeline.cli.demo import land_flights
 from ae_pipeline.storage.location import DATA_VARIABLE
 from ae_pipeline.storage.paths import DatasetPaths
 from ae_pipeline.storage.project import DEFS_VARIABLE
-from benchmarks.hosts_control import DATASET, Control
+from benchmarks.hosts_control import DATASET, Control, as_figures
 from benchmarks.hosts_deployment_kills import Kills
 from benchmarks.hosts_look import describe
 from benchmarks.hosts_ray import RayCluster, try_nodes
@@ -107,11 +108,6 @@ def try_ranges(control: Control, landed: Sequence[Path], embedded: Embedded, lau
     }
 
 
-def as_figures(counts: Counter[str]) -> dict[str, int]:
-    """Return counts with names of figures."""
-    return {name.replace(" ", "_"): int(count) for name, count in counts.items()}
-
-
 def main() -> None:
     """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.hosts_deployment", description=__doc__)
@@ -121,6 +117,7 @@ def main() -> None:
     parser.add_argument("--trials", nargs="+", default=names, choices=names, help="others keep their rows in the file")
     parser.add_argument("--keep", type=Path, help="folder to work in, which stays")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that the servers end as well
     results: list[Row] = json.loads(options.out.read_text())["rows"] if options.out and options.out.exists() else []
     packages = ["dagster", "dagster-postgres", "mlflow", "moto", "obstore", "psycopg2-binary"]
     packages += ["ray"] if find_spec("ray") else []

@@ -2,6 +2,7 @@
 
 import os
 import random
+import secrets
 import signal
 import subprocess
 import time
@@ -15,7 +16,7 @@ import dagster as dg
 from ae_pipeline.engine.mapping import VARIABLE
 from ae_pipeline.storage.paths import DatasetPaths
 from benchmarks.campaign_deployment import descendants
-from benchmarks.hosts_control import Control
+from benchmarks.hosts_control import Control, as_figures
 from benchmarks.hosts_stack import clean_environment, program, wait_until
 from benchmarks.report import Row
 from benchmarks.stores import free_port
@@ -27,7 +28,7 @@ _LONGEST_WAIT = 6.0
 
 
 class RayCluster:
-    """A head and a second node, as `ray start` starts them. Each has one core.
+    """A head and a second node, as `ray start` starts them. Each has one core, and asks for a token.
 
     Args:
         folder: Folder for their logs.
@@ -36,11 +37,12 @@ class RayCluster:
     def __init__(self, folder: Path) -> None:
         self._folder, self._port = folder, free_port()
         self._nodes: list[subprocess.Popen[bytes]] = []
+        self._login = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
     @property
     def variables(self) -> Mapping[str, str]:
         """Variables with which runs use the cluster."""
-        return {VARIABLE: "ray", "RAY_ADDRESS": f"{_HOST}:{self._port}"}
+        return {VARIABLE: "ray", "RAY_ADDRESS": f"{_HOST}:{self._port}", **self._login}
 
     def __enter__(self) -> Self:
         """Start both nodes."""
@@ -74,7 +76,11 @@ class RayCluster:
         with (self._folder / f"node_{time.time_ns()}.log").open("wb") as log:
             self._nodes.append(
                 subprocess.Popen(
-                    [*command, *memory], env=clean_environment(), stdout=log, stderr=log, start_new_session=True
+                    [*command, *memory],
+                    env={**clean_environment(), **self._login},
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
                 )
             )
 
@@ -85,7 +91,9 @@ class RayCluster:
                 "sys.exit(sum(node['Alive'] for node in ray.nodes()) != int(sys.argv[2]))"
             )
             command = [program("python"), "-c", code, f"{_HOST}:{self._port}", str(nodes)]
-            return not subprocess.run(command, env=clean_environment(), capture_output=True, check=False).returncode
+            return not subprocess.run(
+                command, env={**clean_environment(), **self._login}, capture_output=True, check=False
+            ).returncode
 
         wait_until(are_there, 180, "the Ray cluster has not started")
 
@@ -137,6 +145,6 @@ def try_nodes(
             "killed": rounds + 1,
             "killed_at_work": killed,
             "failed_runs": control.failed(),
-            **{name.replace(" ", "_"): int(count) for name, count in counts.items()},
+            **as_figures(counts),
         }
     ]
