@@ -42,15 +42,16 @@ _FIRST_DAYS = 8
 _WAIT_SECONDS = 3.0
 """Time that a process waits for a lock before its holder is killed."""
 
-_HOLDER = """
+HOLDER = """
 import sys, time
 from pathlib import Path
 from ae_pipeline.storage.locks import dataset_lock, locks
 from ae_pipeline.storage.paths import DatasetPaths
-with locks().hold(dataset_lock(DatasetPaths(Path(sys.argv[1]), "stress"))):
+with locks().hold(dataset_lock(DatasetPaths(Path(sys.argv[1]), sys.argv[2]))):
     print("held", flush=True)
     time.sleep(60)
 """
+"""Program that holds the lock of a dataset; its arguments are the data folder and the dataset."""
 
 
 class _Retries(logging.Handler):
@@ -153,7 +154,7 @@ def try_kills(root: Path, kind: str, kills: int) -> Row:
     """
     lock, waits = dataset_lock(DatasetPaths(root, DATASET)), list[float]()
     for _ in range(kills):
-        command = [sys.executable, "-c", _HOLDER, str(root)]
+        command = [sys.executable, "-c", HOLDER, str(root), DATASET]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             process.stdout.readline()
@@ -187,8 +188,9 @@ def main() -> None:
     def add(rows: Sequence[Row]) -> None:
         nonlocal results
         print(describe(rows), flush=True)
-        new = {row["trial"] for row in rows}
-        results = [*(row for row in results if row["trial"] not in new), *rows]
+        kept = {f"kills of a holder, {kind} locks" for kind in kinds} | {f"publishers, {kind} locks" for kind in kinds}
+        kept = {*kept, "publishers, one folder"} - {row["trial"] for row in rows}
+        results = [*(row for row in results if row["trial"] in kept), *rows]
         write_report(arguments.out, "hosts", results, ("deltalake", "moto", "psycopg2-binary"))
 
     with tempfile.TemporaryDirectory() as name, s3_server() as port, postgres_server() as url:

@@ -121,7 +121,7 @@ def connect() -> Any:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise EngineError(
-            f"the Ray cluster at RAY_ADDRESS={address} does not answer ({type(error).__name__}); start it, or correct "
-            "the variable"
+            f"the Ray cluster at RAY_ADDRESS={address} does not answer ({type(error).__name__}); start it, correct the "
+            "variable, or set RAY_AUTH_MODE=token if the cluster asks for a token"
         ) from error
     return ray

@@ -109,6 +109,7 @@ class TableUpdate:
             path
             for path, modified in written.items()
             if path.startswith(f"{self.space}/")
+            and path.endswith(".parquet")  # not the temporary file of a killed run
             and (path in committed or modified > dt.datetime.now(dt.UTC) - _MAX_REUSE_AGE)
             and not files.damage(path)
         }

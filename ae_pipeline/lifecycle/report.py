@@ -184,7 +184,8 @@ def report_on_days(
     post_due_and_show(dataset)
     if newest := report.newest_assessment:
         _show_in_mlflow(newest, address_of(report.page), dataset, version, tracker)
-    logger.info(f"{report.flagged:,} of {report.rows:,} rows flagged; {report.page}")
+    page = dataset.paths.address(report.page)
+    logger.info(f"{report.flagged:,} of {report.rows:,} rows flagged; {page}")
     return ReportedDays(report=report, version=version, budget=bundle.calibration.budget, days=tuple(days))
 
 

@@ -1,6 +1,7 @@
 """Runs that Dagster counts as active although their process is dead, whatever started them."""
 
 import json
+import logging
 import os
 import re
 import socket
@@ -10,12 +11,15 @@ from contextlib import closing
 
 import dagster as dg
 from dagster._core.execution.plan.outputs import StepOutputProperties
+from dagster._core.launcher.base import RunLauncher, WorkerStatus
 
 from ae_pipeline.common.errors import ConfigError
 from ae_pipeline.orchestration.processes import ProcessId, identify, parse_process, run_process, start_ticks
 from ae_pipeline.orchestration.tags import DATASET_TAG, PROCESS_TAG, named_days
 from ae_pipeline.storage.locks import dataset_lock, locks
 from ae_pipeline.storage.paths import DatasetPaths
+
+logger = logging.getLogger(__name__)
 
 ACTIVE = [
     dg.DagsterRunStatus.QUEUED,
@@ -111,7 +115,7 @@ def is_dead(record: dg.RunRecord, instance: dg.DagsterInstance, paths_of: Callab
         return not alive
     # Where runs have machines of their own, neither their process ids nor their locks say anything here.
     if not (instance.is_ephemeral or isinstance(instance.run_launcher, dg.DefaultRunLauncher)):
-        return False
+        return _is_lost(run, instance.run_launcher)
     limit = _SILENT_SECONDS if process is None else _REMOTE_SILENT_SECONDS
     if process is None and _is_launched_here(run):
         pid = _launched_process(run, instance)
@@ -166,6 +170,21 @@ def describe_run(run: dg.DagsterRun) -> str:
 def is_locked(paths: DatasetPaths) -> bool:
     """Return whether a process holds the lock of a dataset."""
     return locks().is_held(dataset_lock(paths))
+
+
+def _is_lost(run: dg.DagsterRun, launcher: RunLauncher) -> bool:
+    """Return whether the launcher of a run knows that the machine of the run has failed.
+
+    Dagster's daemon asks this only of runs that have started. A run that was killed before would block its dataset
+    until `start_timeout_seconds` have passed.
+    """
+    if not launcher.supports_check_run_worker_health:
+        return False
+    try:
+        return launcher.check_run_worker_health(run).status == WorkerStatus.FAILED
+    except Exception as error:  # noqa: BLE001 - a code server may have no access to what runs the containers
+        logger.debug(f"the run launcher does not say whether run {run.run_id} is alive: {error}")
+        return False
 
 
 def _is_silent(record: dg.RunRecord, instance: dg.DagsterInstance, limit: float) -> bool:

@@ -105,6 +105,18 @@ class DatasetPaths:
         """Folder of the reports."""
         return self.root / "reports" / self.dataset
 
+    def address(self, path: Path) -> str:
+        """Return where other machines find a report or the schema contract: its object, or its path without a store.
+
+        >>> DatasetPaths(Path("copy"), "orders", store="s3://bucket/shop").address(Path("copy/reports/orders/a"))
+        's3://bucket/shop/reports/orders/a'
+        """
+        return f"{self.store}/{path.relative_to(self.root).as_posix()}" if self.store else str(path)
+
+    def uri(self, path: Path) -> str:
+        """Return the same as a URI."""
+        return self.address(path) if self.store else path.as_uri()
+
     def staged(self, name: str) -> Path:
         """Return the path of the staged copy of a landed file.
 

@@ -144,7 +144,11 @@ def test_two_hosts_share_a_dataset_and_give_what_one_machine_gives(
     for shop in make_shop(tmp_path, data=address):
         assert shop.run("ingest", DAYS[0], DAYS[-2]).success
         assert shop.run("train").success
-        assert shop.run("publish", DAYS[0], DAYS[-2]).success
+        published = shop.run("publish", DAYS[0], DAYS[-2])
+    report = published.asset_materializations_for_node("orders__anomaly_report")[-1].metadata
+    for name, file in {"page": "report.html", "summary": "summary.json", "alerts": "alerts.parquet"}.items():
+        assert report[name].value == f"{address}/reports/orders/{file}"  # not the copy of the host
+        assert objects.read(f"reports/orders/{file}")
     land(objects, DAYS[-1:])
     serving_shop.land(DAYS[-1])
     expected = [f"orders_intake 1 new or changed file: orders_{DAYS[-1]}.csv", f"orders_ingest {DAYS[-1]}"]
@@ -158,9 +162,9 @@ def test_two_hosts_share_a_dataset_and_give_what_one_machine_gives(
         latents = read_latents("orders", data=address)
         assert latents.arrow.equals(read_latents("orders", data=serving_shop.paths.root).arrow)
         assert latents.arrow.num_rows == ROWS * len(DAYS)
-        report = objects.read("reports/orders/report.html")
-        assert report
-        assert report.data == (shop.paths.reports / "report.html").read_bytes()
+        page = objects.read("reports/orders/report.html")
+        assert page
+        assert page.data == (shop.paths.reports / "report.html").read_bytes()
 
 
 HOST = """

@@ -83,10 +83,10 @@ def build_anomaly_report(config: PipelineConfig) -> dg.AssetsDefinition:
         days = days_of(context, dataset)
         with as_dagster_failure():
             reported = report_on_days(dataset, workspace.tracker(), days, context.run.run_id, workspace.file_url)
-        report, version = reported.report, reported.version
+        report, version, paths = reported.report, reported.version, dataset.paths
         newest = report.newest_assessment
         for day in report.days:
-            uri = (dataset.paths.reports / "days" / f"{day.day}.parquet").as_uri()
+            uri = paths.uri(paths.reports / "days" / f"{day.day}.parquet")
             figures = {"rows": day.rows, "rows_flagged": day.flagged}
             add_partition_metadata(context, config, day.day, day.content_hash, uri, **figures)
         latest = _latest_metadata(report, workspace, column_names(dataset))
@@ -96,14 +96,14 @@ def build_anomaly_report(config: PipelineConfig) -> dg.AssetsDefinition:
                 **({"newest_verdict": _headline(newest)} if newest else {}),
                 **({"verdict_since": newest.since} if newest and newest.since else {}),
                 "dagster/row_count": report.ranked_rows,
-                "dagster/uri": report.page.as_uri(),
+                "dagster/uri": paths.uri(report.page),
                 # Not as dagster/column_schema: the list of columns would push the verdict off the first screen.
                 "columns_of_alerts": parquet_schema(report.alerts, DESCRIBED),
                 "report": dg.MetadataValue.url(workspace.file_url(report.page)),
                 "mlflow": dg.MetadataValue.url(workspace.model_version_url(config.dataset, version.version)),
-                "page": dg.MetadataValue.path(str(report.page)),
-                "summary": dg.MetadataValue.path(str(report.summary)),
-                "alerts": dg.MetadataValue.path(str(report.alerts)),
+                "page": dg.MetadataValue.path(paths.address(report.page)),
+                "summary": dg.MetadataValue.path(paths.address(report.summary)),
+                "alerts": dg.MetadataValue.path(paths.address(report.alerts)),
                 "rows_of_run": report.rows,
                 "rows_of_run_flagged": report.flagged,
                 **(_label_metadata(report.labels) if report.labels else {}),

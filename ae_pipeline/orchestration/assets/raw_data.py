@@ -74,7 +74,7 @@ def build_raw_data(config: PipelineConfig) -> dg.AssetsDefinition:
                 "dagster/row_count": raw.rows,
                 "dagster/uri": path(days[-1]).parent.as_uri(),
                 "dagster/column_schema": parquet_schema(path(days[-1]), column_descriptions(dataset)),
-                "schema_contract": dg.MetadataValue.path(str(dataset.paths.contract)),
+                "schema_contract": dg.MetadataValue.path(dataset.paths.address(dataset.paths.contract)),
                 "files_read_now": raw.files_read,
                 "rows_superseded": sum(day.superseded for day in raw.days),
                 "identities_replaced": sum(day.superseded for day in raw.days),

@@ -90,14 +90,17 @@ class TestRetention:
         assert configuration["delta.deletedFileRetentionDuration"] == "interval 30 days"
         assert configuration["delta.logRetentionDuration"] == "interval 90 days"
 
-    def test_old_orphaned_files_are_deleted(self, dataset: Fitted, days: tuple[str, ...], first: Publication) -> None:
+    def test_old_orphaned_files_are_deleted(
+        self, dataset: Fitted, days: tuple[str, ...], first: Publication, caplog: pytest.LogCaptureFixture
+    ) -> None:
         root = Path(dataset.paths.latents)
         space = latent_space_name(1, dataset.bundle.fingerprint)
         old, new, half = (
             root / space / days[0] / name
             for name in ("part-0123abcd.parquet", "part-4567abcd.parquet", ".part-89ab.parquet.1.tmp")
         )
-        for path in (old, new, half):
+        newer_half = half.with_name(".part-cdef.parquet.1.tmp")
+        for path in (old, new, half, newer_half):
             path.write_text("left by a killed run")
         theirs = root / "archive" / "notes.md"
         theirs.parent.mkdir()
@@ -105,7 +108,10 @@ class TestRetention:
         for path in (old, half, theirs):
             os.utime(path, (time.time() - 2 * 86_400,) * 2)
         publish_days(dataset, days)
-        assert [path.exists() for path in (old, new, half)] == [False, True, False]
+        assert [path.exists() for path in (old, new, half, newer_half)] == [False, True, False, True]
+        assert [record.getMessage().split()[0] for record in caplog.records if "is damaged" in record.message] == [
+            str(new)
+        ]
         assert theirs.exists()
         assert table(dataset.paths).height == 240
 

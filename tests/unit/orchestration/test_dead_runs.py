@@ -101,6 +101,20 @@ def test_a_living_run_and_one_of_another_machine_are_kept(instance: dg.DagsterIn
     assert _end(instance, tmp_path) == []
 
 
+def test_a_launcher_says_which_host_was_lost_while_its_run_started(tmp_path: Path) -> None:
+    launcher = {"module": "benchmarks.hosts_launcher", "class": "HostLauncher", "config": {"hosts": str(tmp_path)}}
+    with dg.DagsterInstance.local_temp(str(tmp_path), overrides={"run_launcher": launcher}) as instance:
+        lost, alive, not_launched = (_run(instance, status=dg.DagsterRunStatus.STARTING) for _ in range(3))
+        ended = subprocess.Popen([sys.executable, "-c", ""])
+        ended.wait()
+        for run, pid in ((lost, ended.pid), (alive, os.getpid())):
+            (tmp_path / run.run_id).mkdir()
+            (tmp_path / run.run_id / "pid").write_text(str(pid))
+        assert _end(instance, tmp_path) == [lost.run_id]
+        assert _status(instance, lost) == dg.DagsterRunStatus.FAILURE
+        assert _status(instance, alive) == _status(instance, not_launched) == dg.DagsterRunStatus.STARTING
+
+
 def test_a_run_that_was_cancelled_ends_as_cancelled(instance: dg.DagsterInstance, tmp_path: Path) -> None:
     run = _run(instance, _dead(), dg.DagsterRunStatus.CANCELING)
     assert _end(instance, tmp_path) == [run.run_id]
