@@ -100,7 +100,7 @@ class ColumnNames:
         return f"{text} {display.unit}" if _is_number(text) else text
 
     def _name(self, column: str, value: str) -> str:
-        """Return the name of a stored value; with the value if another one has this name, or is stored as it."""
+        """Return the name of a stored value; with the value if another code has this name, or is this name."""
         codes = self.display[column].codes
         name = codes.get(value, value)
         is_unique = list(codes.values()).count(name) < 2 and (name == value or name not in codes)

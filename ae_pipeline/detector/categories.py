@@ -1,6 +1,6 @@
 """Describe rare combinations of categories in the words of the data."""
 
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -11,12 +11,24 @@ from ae_pipeline.encoding.table_encoder import MISSING, OTHER, BlockKind, TableE
 from ae_pipeline.scoring.cooccurrence import Cooccurrence
 
 
-def describe_combinations(
-    detector: Detector, matrix: npt.NDArray[np.floating]
-) -> list[tuple[str, str, tuple[Category, ...]]]:
-    """Return the rarest combination of categories of each row: actual and expected text, and columns with values.
+class Description(NamedTuple):
+    """Why a row is anomalous as a whole.
 
-    The first is, for instance, `carrier 9E × dest HNL: never together in 236,000 counted rows`.
+    Attributes:
+        actual: Actual value, as text.
+        expected: Expected value, as text.
+        categories: Columns and values of a rare combination; empty for other reasons.
+    """
+
+    actual: str
+    expected: str
+    categories: tuple[Category, ...] = ()
+
+
+def describe_combinations(detector: Detector, matrix: npt.NDArray[np.floating]) -> list[Description]:
+    """Return the rarest combination of categories of each row.
+
+    The actual text is, for instance, `carrier 9E × dest HNL: never together in 236,000 counted rows`.
 
     Args:
         detector: Detector that counts combinations.
@@ -31,5 +43,5 @@ def describe_combinations(
         categories = tuple((name, vocabularies[name][code]) for name, code in zip(chosen, rarest.codes, strict=True))
         times = f"together in {rarest.rows:,} of" if rarest.rows else "never together in"
         actual = f"{combination(categories)}: {times} {counts.rows:,} counted rows"
-        texts.append((actual, f"about {rarest.expected:,.0f}", categories))
+        texts.append(Description(actual, f"about {rarest.expected:,.0f}", categories))
     return texts

@@ -11,7 +11,7 @@ import torch
 
 from ae_pipeline.config.display import PLAIN, Category, ColumnNames
 from ae_pipeline.config.service import Evidence
-from ae_pipeline.detector.categories import describe_combinations
+from ae_pipeline.detector.categories import Description, describe_combinations
 from ae_pipeline.detector.detector import Detector
 from ae_pipeline.detector.imputation import counted_parts, impute, move_event_time
 from ae_pipeline.encoding.event_time import EVENT_TIME
@@ -34,8 +34,6 @@ CONTRIBUTIONS = pl.List(
 )
 """Type of a column with the contributions of each row; see `Contribution.record`."""
 
-_Description = tuple[str, str] | tuple[str, str, tuple[Category, ...]]
-"""Actual and expected text, and the categories of a combination."""
 
 _MIN_SURPRISAL, _MIN_SHARE = 4.6, 0.3
 """Contributions that an explanation names: nats, and share of the first contribution."""
@@ -179,18 +177,19 @@ def _of_all_values(nats: float) -> Contribution:
 
 def _row_descriptions(
     detector: Detector, x: torch.Tensor, output: AutoEncoderOutput
-) -> dict[Evidence, Sequence[_Description]]:
+) -> dict[Evidence, Sequence[Description]]:
     """Return how each row is described, for each kind of evidence about the whole row."""
     usual = f"{detector.tails.quantiles[detector.part_index(Evidence.LATENT), -1]:,.1f} times at most in 99 %"
     distances = detector.mahalanobis(output.latents).cpu().numpy()
-    descriptions: dict[Evidence, Sequence[_Description]] = {
+    descriptions: dict[Evidence, Sequence[Description]] = {
         Evidence.LATENT: [
-            (f"{distance:,.1f} times the usual distance from those of training", usual) for distance in distances
+            Description(f"{each:,.1f} times the usual distance from those of training", usual) for each in distances
         ]
     }
     if detector.ensemble is not None:
         usual_total = float(detector.tails.quantiles[detector.part_index(Evidence.ENSEMBLE), -1])
-        descriptions[Evidence.ENSEMBLE] = detector.ensemble.governing(x, usual_total)
+        texts = detector.ensemble.governing(x, usual_total)
+        descriptions[Evidence.ENSEMBLE] = [Description(*each) for each in texts]
     if detector.cooccurrence is not None:
         descriptions[Evidence.CATEGORIES] = describe_combinations(detector, x.cpu().numpy())
     return descriptions
@@ -200,7 +199,7 @@ def _explain_whole_rows(
     detector: Detector,
     surprisal: Array,
     remaining: Array,
-    descriptions: Mapping[Evidence, Sequence[_Description]],
+    descriptions: Mapping[Evidence, Sequence[Description]],
 ) -> list[list[Contribution]]:
     """Return the contributions of `latent`, `ensemble` and `categories` for rows whose score they determine.
 
@@ -223,7 +222,7 @@ def _explain_whole_rows(
             determines_score &= remaining[:, index] > surprisal[:, index] / 2
         for row in np.flatnonzero(determines_score):
             text = descriptions[evidence][int(row)]
-            contributions[row].append(Contribution(evidence.value, float(surprisal[row, index]), *text))
+            contributions[row].append(Contribution(evidence.value, float(surprisal[row, index]), **text._asdict()))
     return contributions
 
 

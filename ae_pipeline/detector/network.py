@@ -120,6 +120,18 @@ class FittedNetwork:
         maps: npt.NDArray[np.float64] = loss.heat(self.forward(x).output, x).cpu().numpy()
         return maps
 
+    def images(self, features: pl.DataFrame) -> npt.NDArray[Any]:
+        """Return the images of a few rows as the model reads them, (n, height, width, channels), from 0 to 1.
+
+        Raises:
+            BundleError: A column is missing or has another type.
+        """
+        assert not isinstance(self.encoder, TableEncoder)
+        encoder = self.encoder
+        channels, height, width = encoder.shape
+        parts = [encoder.to_unit(self.encode_batch(rows).cpu().numpy()) for rows in self.small_batches(features)]
+        return np.concatenate([np.empty((0, height, width, channels)), *parts])
+
     def pictures(self, features: pl.DataFrame) -> Pictures | None:
         """Return image, reconstruction and residual map of a few rows, or None for tables.
 

@@ -273,7 +273,7 @@ def _write_with_images(
     Returns:
         Content hash and number of rows.
     """
-    schema = pl.read_parquet_schema(raw)
+    schema = pl.scan_parquet(raw, glob=False).collect_schema()
     others = pl.read_parquet(raw, columns=[name for name in schema if name not in contract.images], glob=False)
     placeholders = (pl.lit(None, schema[name]).alias(name) for name in contract.images)
     features = build_features(others.with_columns(*placeholders).select(*schema), config, contract)

@@ -251,7 +251,7 @@ def _hash_rows(table: pa.Table) -> str:
     ]
     with suppress(pa.ArrowException):  # for types that have no order, the order of the rows counts
         table = table.sort_by(columns) if columns and table.num_rows else table
-    return hash_table(table)
+    return hash_table(table, is_earlier=True)  # the hash of files that were fetched before
 
 
 def _file_name(day: str) -> str:

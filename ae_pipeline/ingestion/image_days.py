@@ -19,7 +19,9 @@ from ae_pipeline.storage.files import atomic_write
 from ae_pipeline.storage.parquet import rows_per_batch
 from ae_pipeline.storage.parquet_parts import ParquetParts
 
-_KEYS = ("row_id", "event_time")
+_KEYS = ("event_time", "row_id")
+"""Columns that rows are sorted by. Without event time, it is null in all rows."""
+
 _COPY, _PART, _INDEX = "_copy", "_part", "_index"
 
 _RANK = ORIGIN_COLUMNS[1]

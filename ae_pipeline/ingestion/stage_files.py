@@ -1,8 +1,8 @@
 """Stage landed files: in this process, or many at once by the workers of an engine."""
 
 import datetime as dt
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -29,9 +29,8 @@ _CHUNKS_PER_CORE = 4
 _PIXEL_BYTES, _MEMORY_SHARE = 16, 4
 """Memory for a pixel while an image is decoded, and the part of the memory that all images may take: a quarter."""
 
-
-_GROUP_BYTES, _GROUP_FILES = 64 << 10, 16
-"""Size of the image files, and number of them, that one thread decodes before the next ones are taken."""
+_GROUP_BYTES, _GROUP_PIXEL_BYTES, _GROUP_FILES = 64 << 10, 1 << 20, 16
+"""Size of the image files, size of their pixels, and number of files, that one thread reads as one task."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +50,9 @@ class NewFile:
 
 Entries = dict[str, LandedFile]
 """Ledger entries by the name of the file."""
+
+_Examined = tuple[LandedFile, FileRows | ImageRow | None] | None
+"""Entry of a file, and its rows unless they are staged already; None for a large file, which is staged by itself."""
 
 
 def stage_files(
@@ -97,7 +99,7 @@ def _stage(
 ) -> Iterator[tuple[int, Entries]]:
     batch, large = StagingBatch(contract, dataset, today), LargeFileStaging(contract, dataset, today)
 
-    def examine(file: NewFile) -> tuple[LandedFile, FileRows | ImageRow | None] | None:
+    def examine(file: NewFile) -> _Examined:
         read = already_read.pop(file.name, None)
         if read is None and large.takes(file.name, file.path):
             return None
@@ -106,10 +108,11 @@ def _stage(
     # Images take long to decode, without the interpreter lock. The workers of other engines use one thread each.
     is_ahead = selected_engine() is Engine.THREADS and all(is_image(file.name) for file in files)
     threads = images_at_once(dataset.config.source.limits.pixels)
-    groups = engine_map(lambda group: [examine(file) for file in group], _small_groups(files), threads=threads)
-    examined = chain.from_iterable(groups) if is_ahead else map(examine, files)
+    groups = _SmallGroups(examine)
+    results = engine_map(groups.examine, groups.of(files), threads=threads) if is_ahead else None
+    examined = map(examine, files) if results is None else chain.from_iterable(results)
     done = 0
-    with closing(batch), closing(groups):
+    with closing(batch), nullcontext() if results is None else closing(results):
         try:
             for done, (file, result) in enumerate(zip(files, examined, strict=True), start=1):
                 entry, rows = result or (large.stage(file.name, file.path, file.previous), None)
@@ -124,21 +127,41 @@ def _stage(
         yield done, batch.written()
 
 
-def _small_groups(files: Sequence[NewFile]) -> Iterator[list[NewFile]]:
-    """Yield small images in groups, because a task of a thread takes as long as to decode one, and others alone."""
-    group: list[NewFile] = []
-    size = 0
-    for file in files:
-        file_size = 0
-        with suppress(OSError):  # the reader raises it
-            file_size = file.path.stat().st_size
-        if group and (size + file_size > _GROUP_BYTES or len(group) == _GROUP_FILES):
+class _SmallGroups:
+    """Groups of small images, because a task of a thread takes as long as to decode one.
+
+    Args:
+        examine: Function that reads a file.
+    """
+
+    def __init__(self, examine: Callable[[NewFile], _Examined]) -> None:
+        self._examine = examine
+        self._largest = _GROUP_PIXEL_BYTES  # images are read one by one until it is known how large they are
+
+    def of(self, files: Sequence[NewFile]) -> Iterator[list[NewFile]]:
+        """Yield the files in groups."""
+        group: list[NewFile] = []
+        size = 0
+        for file in files:
+            file_size = 0
+            with suppress(OSError):  # the reader raises it
+                file_size = file.path.stat().st_size
+            most = min(_GROUP_FILES, _GROUP_PIXEL_BYTES // max(self._largest, 1))
+            if group and (size + file_size > _GROUP_BYTES or len(group) >= most):
+                yield group
+                group, size = [], 0
+            group.append(file)
+            size += file_size
+        if group:
             yield group
-            group, size = [], 0
-        group.append(file)
-        size += file_size
-    if group:
-        yield group
+
+    def examine(self, group: Sequence[NewFile]) -> list[_Examined]:
+        """Read the files of a group, and remember the size of its largest image."""
+        results = [self._examine(file) for file in group]
+        rows = [result[1] for result in results if result is not None and result[1] is not None]
+        sizes = [each.pixels.nbytes if isinstance(each, ImageRow) else _GROUP_PIXEL_BYTES for each in rows]
+        self._largest = max(sizes, default=self._largest)
+        return results
 
 
 def _stage_chunk(files: Sequence[NewFile], contract: SchemaContract, dataset: Dataset, today: dt.date) -> Entries:

@@ -21,8 +21,8 @@ class PublishedFacts(Section):
     days_with_drift: NonNegativeInt
 
     @classmethod
-    def of_summary(cls, summary: Mapping[str, Any]) -> Self:
-        """Return the facts of a `summary.json`.
+    def of_summary(cls, summary: Mapping[str, Any]) -> Self | None:
+        """Return the facts of a `summary.json`; None if one of them is missing.
 
         Days without rows do not count, nor do days after the training window with too few rows for a comparison.
 
@@ -32,14 +32,17 @@ class PublishedFacts(Section):
         >>> facts.flagged_a_day, facts.share, facts.days_with_drift
         (1.5, 0.3, 1)
         """
-        after = [day for day in summary["drift"] if day["is_after"] and day["is_judged"]]
-        return cls(
-            days=sum(day["rows"] > 0 for day in summary["days"]),
-            rows=summary["rows"],
-            flagged=summary["flagged"],
-            days_after=len(after),
-            days_with_drift=sum(bool(day["drifted"]) for day in after),
-        )
+        try:
+            after = [day for day in summary["drift"] if day["is_after"] and day["is_judged"]]
+            return cls(
+                days=sum(day["rows"] > 0 for day in summary["days"]),
+                rows=summary["rows"],
+                flagged=summary["flagged"],
+                days_after=len(after),
+                days_with_drift=sum(bool(day["drifted"]) for day in after),
+            )
+        except (KeyError, TypeError, ValidationError):  # of another release, or changed by hand
+            return None
 
     @classmethod
     def of_tag(cls, text: str | None) -> Self | None:

@@ -192,15 +192,15 @@ def report_on_days(
 def _show_in_mlflow(
     newest: DayAssessment, address: str, dataset: Dataset, version: TrackedVersion, tracker: Tracker
 ) -> None:
-    """Show a verdict and the address of the report in the list of runs, and in the run of the version."""
+    """Show verdict, report, flags and drift in the run of the version, and the verdict in the list of runs."""
     verdict = f"{newest.day}: {newest.headline}"
     try:
         tracker.tag_run(version.run_id, VERDICT_TAG, verdict)
         if newest.since:
             tracker.tag_run(version.run_id, SINCE_TAG, newest.since)
         tracker.tag_run(version.run_id, REPORT_TAG, address)
-        if summary := read_summary(dataset.paths):
-            tracker.tag_run(version.run_id, PUBLISHED_TAG, PublishedFacts.of_summary(summary).model_dump_json())
+        if facts := PublishedFacts.of_summary(read_summary(dataset.paths) or {}):
+            tracker.tag_run(version.run_id, PUBLISHED_TAG, facts.model_dump_json())
         tracker.describe_experiment(dataset.name, experiment_note(dataset.config, verdict, address))
     except StorageError as error:
-        logger.warning(f"MLflow does not show the verdict: {error}")
+        logger.warning(f"MLflow does not show the verdict, nor the flags of the version: {error}")

@@ -16,7 +16,7 @@ from ae_pipeline.detector.explanation import because
 from ae_pipeline.features.build import features_content
 from ae_pipeline.features.split import LABEL, sample_rows
 from ae_pipeline.ingestion.names import column_names
-from ae_pipeline.lifecycle.promote import FIGURES_TAG, PASSED
+from ae_pipeline.lifecycle.promote import FIGURES_TAG, PASSED, RUN
 from ae_pipeline.lifecycle.published_facts import PublishedFacts
 from ae_pipeline.monitoring.feedback import marks_of
 from ae_pipeline.monitoring.feedback_precision import precision_by_version
@@ -98,8 +98,8 @@ def list_versions(dataset: Dataset, tracker: Tracker) -> list[VersionFacts]:
     champion = tracker.version(dataset.name, CHAMPION)
     feedback = {each.version: each for each in precision_by_version(marks_of(dataset.paths))}
     facts, of_runs = [], tracker.facts_of_runs(dataset.name)
-    served = {entry.version for entry in history(dataset.paths) if entry.change != Change.REJECTED}
-    served |= {champion.version} if champion else set()
+    served = {entry.runs.get(RUN) for entry in history(dataset.paths) if entry.change != Change.REJECTED}
+    served |= {champion.run_id} if champion else set()
     summary = read_summary(dataset.paths) or {}
     for version in tracker.versions(dataset.name):
         tags, metrics = of_runs.get(version.run_id, ({}, {}))
@@ -122,9 +122,9 @@ def list_versions(dataset: Dataset, tracker: Tracker) -> list[VersionFacts]:
                 metrics={name: metrics[f"unseen/{name}"] for name in SHOWN_METRICS if f"unseen/{name}" in metrics},
                 precision=of_people.precision if of_people else None,
                 marked=of_people.real + of_people.false_alarms if of_people else 0,
-                has_served=version.version in served,
+                has_served=version.run_id in served,
                 published=PublishedFacts.of_summary(summary)
-                if summary.get("model_version") == version.version
+                if summary.get("mlflow_run") == version.run_id
                 else PublishedFacts.of_tag(tags.get(PUBLISHED_TAG)),
             )
         )

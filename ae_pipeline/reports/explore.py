@@ -66,7 +66,7 @@ class Explored:
         config, paths = self.dataset.config, self.dataset.paths
         rules = contract_in_force(paths.contract, config).columns if paths.contract.exists() else {}
         newest = next((day for day in sorted(self.files, reverse=True) if read_facts(paths.features(day))), None)
-        schema = pl.read_parquet_schema(whole(paths.features(newest))) if newest else {}
+        schema = pl.scan_parquet(whole(paths.features(newest)), glob=False).collect_schema() if newest else {}
         names = [name for name in schema if name not in {"row_id", "event_time", LABEL, config.event_time}]
         return {name: rules[name].type if name in rules else _type_of(schema[name]) for name in names}
 
@@ -264,7 +264,9 @@ def _compared(features: pl.DataFrame, bundle: ModelBundle, zone: dt.tzinfo) -> l
 def _as_text(value: Any, zone: dt.tzinfo) -> str:
     """Return a value that the model does not read; a time in the time zone of the dataset."""
     if isinstance(value, dt.datetime) and value.tzinfo:
-        return f"{value.astimezone(zone):%Y-%m-%d %H:%M}"
+        local = value.astimezone(zone).replace(tzinfo=None)
+        whole_minutes = not (local.second or local.microsecond)
+        return local.isoformat(" ", "minutes" if whole_minutes else "auto")
     return "missing" if value is None else str(value)
 
 

@@ -104,8 +104,7 @@ def thumbnails(row_ids: Sequence[str], day: str, paths: DatasetPaths, bundle: Mo
     features = features_of(pl.Series(row_ids), day, paths)
     count, images = max(1, _BATCH_ELEMENTS // math.prod(bundle.encoder.shape)), []
     for part in features.iter_slices(count):
-        pictures = bundle.pictures(part)
-        images += [_downsampled(image, np.mean, _THUMBNAIL_SIDE) for image in pictures.image] if pictures else []
+        images += [_downsampled(image, np.mean, _THUMBNAIL_SIDE) for image in bundle.network.images(part)]
     scale = Scale.up_to(0.0, max((float(image.max()) for image in images), default=0.0))
     addresses = (as_address(scale.shades(image)) for image in images)
     return dict(zip(features["row_id"], addresses, strict=True))

@@ -7,7 +7,7 @@
   const chosen = {x: document.querySelector("#x"), y: document.querySelector("#y"), color: document.querySelector("#color")};
   const most = 25, table = document.querySelector("#points"), status = document.querySelector("#chosen");
   const download = document.querySelector("#download"), base = location.pathname.replace(/latents$/, "row");
-  const short = (value) => Number.isFinite(value) && !Number.isInteger(value) ? Number(value.toPrecision(4)) : value;
+  const short = (value) => Number.isFinite(value) && !Number.isInteger(value) ? (Math.abs(value) < 1000 ? Number(value.toPrecision(4)) : Math.round(value)) : value;
   const encode = (field) => ({field, title: titles[field]});
   const list = (selected) => {
     const shown = [...selected].sort((a, b) => b[fields.score] - a[fields.score]);

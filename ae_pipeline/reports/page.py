@@ -20,6 +20,8 @@ import polars as pl
 from ae_pipeline.common.errors import ConfigError
 from ae_pipeline.common.escape import escape_json_in_html
 from ae_pipeline.common.text import one_in, pluralize, printable, short_number
+from ae_pipeline.config.display import ColumnNames
+from ae_pipeline.encoding.event_time import EVENT_TIME
 from ae_pipeline.ingestion.names import column_names
 from ae_pipeline.monitoring.alerts import alerts_of
 from ae_pipeline.monitoring.daily_drift import read_drift
@@ -180,6 +182,7 @@ def render_report(variables: Mapping[str, Any], dataset: Dataset) -> str:
             "alerts": alerts_of(paths),
             "history": history(paths),
             "marks": marks_of(paths),
+            "titles": {EVENT_TIME: ColumnNames(dataset.config.display).title(EVENT_TIME), **variables["titles"]},
             "home": "../../",
             "left_out": by_reason(variables["summary"]["columns_left_out"]),
             "day_pages": {path.stem for path in (paths.reports / "days").glob("*.html")},

@@ -212,7 +212,11 @@ def report_days(
 def all_ranked(paths: DatasetPaths, published: set[str]) -> pl.DataFrame:
     """Read the ranked rows of all published days, the highest score first."""
     reported = [path for path in sorted((paths.reports / "days").glob("[!.]*.parquet")) if path.stem in published]
-    rows = pl.read_parquet(reported, glob=False, schema=_SCHEMA) if reported else pl.DataFrame(schema=_SCHEMA)
+    if not reported:
+        return pl.DataFrame(schema=_SCHEMA)
+    # While the days of an earlier release are ranked again, some files lack fields of the contributions.
+    cast = pl.ScanCastOptions(missing_struct_fields="insert")
+    rows = pl.scan_parquet(reported, glob=False, schema=_SCHEMA, cast_options=cast).collect()
     return rows.sort(["score", "row_id"], descending=[True, False])
 
 

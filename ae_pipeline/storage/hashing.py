@@ -73,7 +73,7 @@ class TableHash:
 
 
 def _hashed_rows(table: "pa.Table") -> int:
-    """Return the number of rows of a hashed row group: fewer if the first row has the values of an image."""
+    """Return the number of rows of a hashed row group: fewer if the first row has an image, as then all rows have."""
     from pyarrow import types
 
     first = table.slice(0, 1)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class ParquetParts:
-    """A Parquet file that is written part by part. Its first part decides its schema and its encoding.
+    """A Parquet file that is written part by part. Its first part with rows decides its schema and its encoding.
 
     Args:
         path: File to write, such as a temporary one.
@@ -26,14 +26,21 @@ class ParquetParts:
         self.path, self.rows, self.content_hash = path, 0, ""
         self._fast, self._is_hashed = fast, hashed
         self._writer: pq.ParquetWriter | None = None
+        self._empty: pa.Table | None = None
         self._groups: RowGroups | None = None
         self._hash: TableHash | None = None
 
     def add(self, table: "pa.Table") -> None:
         """Add the next rows; there may be none, but the schema must be that of the first part."""
+        table = table.replace_schema_metadata(None)
+        if not table.num_rows:
+            self._empty = table
+            return
+        self._write(table)
+
+    def _write(self, table: "pa.Table") -> None:
         import pyarrow.parquet as pq
 
-        table = table.replace_schema_metadata(None)
         if self._writer is None or self._groups is None:
             self._writer = pq.ParquetWriter(self.path, table.schema, **encoding_of(table, fast=self._fast))
             self._groups = RowGroups(rows_per_group(table), self._writer.write_table)
@@ -45,6 +52,8 @@ class ParquetParts:
 
     def finish(self, facts: Mapping[str, str]) -> None:
         """Write the last rows, facts and a seal. At least one part must have been added."""
+        if self._writer is None and self._empty is not None:
+            self._write(self._empty)
         assert self._writer is not None
         assert self._groups is not None
         self._groups.finish()

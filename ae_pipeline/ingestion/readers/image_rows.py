@@ -71,7 +71,15 @@ def read_image_row(name: str, data: bytes, options: ReadOptions) -> ImageRow | N
             pixels = shape_image(pixels, images) if images.is_shaped else pixels
     except UnreadableImageError:
         return None
-    return ImageRow(name, texts, images.column, little_endian(pixels))
+    return ImageRow(name, texts, images.column, _compact(little_endian(pixels)))
+
+
+def _compact(pixels: Pixels) -> Pixels:
+    """Return an array that keeps no larger one in memory, as a view of a cropped image does."""
+    root = pixels
+    while isinstance(root.base, np.ndarray):
+        root = root.base
+    return pixels if root.nbytes <= pixels.nbytes else pixels.copy()
 
 
 def frame_of(rows: Sequence[ImageRow], data: pl.Series | None = None) -> pl.DataFrame:

@@ -32,7 +32,7 @@ from ae_pipeline.gate.blindness import RecentAlerts
 from ae_pipeline.latents.files import TableFiles
 from ae_pipeline.latents.read import published_day, published_days
 from ae_pipeline.lifecycle.feedback import mark_and_show, reviewed_rows, without_false_alarms
-from ae_pipeline.lifecycle.promote import PASSED
+from ae_pipeline.lifecycle.promote import PASSED, RUN
 from ae_pipeline.lifecycle.published_facts import PublishedFacts
 from ae_pipeline.lifecycle.report import ReportedDays
 from ae_pipeline.lifecycle.version_pages import version_marks
@@ -687,13 +687,17 @@ def test_flags_and_drift_of_earlier_versions_stay_known(dataset: Dataset, monkey
     with_rows = sum(day["rows"] > 0 for day in summary["days"])
     earlier = PublishedFacts(days=8, rows=4_000, flagged=36, days_after=5, days_with_drift=2)
     tags = {2: {PUBLISHED_TAG: earlier.model_dump_json()}, 4: {PUBLISHED_TAG: "{damaged"}}
-    registry = Registry([TrackedVersion("sensors", number, str(number), {GATE_TAG: PASSED}) for number in range(1, 6)])
-    facts: dict[str, Any] = {str(number): (tags.get(number, {}), {}) for number in range(1, 6)}
+    runs = {number: summary["mlflow_run"] if number == 3 else f"run {number}" for number in range(1, 6)}
+    registry = Registry([TrackedVersion("sensors", number, run, {GATE_TAG: PASSED}) for number, run in runs.items()])
+    facts: dict[str, Any] = {run: (tags.get(number, {}), {}) for number, run in runs.items()}
     monkeypatch.setattr(Registry, "facts_of_runs", lambda *_: facts)
     monkeypatch.setattr(Tracker, "version", lambda *_: registry.listed[2])
     monkeypatch.setattr(Tracker, "experiment", lambda *_: "1")
-    for number, change in ((1, Change.PROMOTED), (4, Change.ROLLED_BACK), (5, Change.REJECTED)):
-        entry = HistoryEntry(at="2024-03-01T12:00:00", change=change, version=number, previous=None, who="us", why="so")
+    of_history = [(number, runs[number]) for number in (1, 4)] + [(5, "another model store")]
+    for (number, run), change in zip(of_history, (Change.PROMOTED, Change.ROLLED_BACK, Change.PROMOTED), strict=True):
+        entry = HistoryEntry(
+            at="2024-03-01T12:00:00", change=change, version=number, previous=None, who="us", why="so", runs={RUN: run}
+        )
         record(dataset.paths, entry)
     page = client_of(dataset, registry).get("/versions/sensors").text
     rows = [

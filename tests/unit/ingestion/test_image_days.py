@@ -1,5 +1,6 @@
 """Raw rows and features of a day with images are written in parts, with the rows and hashes of the whole day."""
 
+import datetime as dt
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def raw_and_features(shop: LandedDataset) -> tuple[pl.DataFrame, pl.DataFrame]:
 
 @pytest.mark.usefixtures("parts")
 def test_rows_in_any_order_are_sorted_and_replaced(tmp_path: Path) -> None:
-    shop = image_tables(tmp_path, identity=["key"], derive={"distance": "id - AVG(id)"})
+    shop = image_tables(tmp_path / "data [1]*?", identity=["key"], derive={"distance": "id - AVG(id)"})
     first = {f"k{number:02}": number for number in np.random.default_rng(0).permutation(30)}
     second = {f"k{number:02}": 100 + number for number in (29, 3, 7)}
     land_table(shop, "a.parquet", first)
@@ -69,6 +70,26 @@ def test_rows_in_any_order_are_sorted_and_replaced(tmp_path: Path) -> None:
     assert features["distance"].sum() == pytest.approx(0)
     assert features["distance"].n_unique() > 1
     assert leftovers(tmp_path) == []
+
+
+@pytest.mark.usefixtures("parts")
+def test_rows_are_sorted_by_event_time_before_their_identity(tmp_path: Path) -> None:
+    shop = image_tables(tmp_path, identity=["key"], event_time="at", start="2024-03-01", end="2024-03-02")
+    days = [dt.datetime(2024, 3, day, 1, tzinfo=dt.UTC) for day in (1, 2)]
+    hours = np.random.default_rng(0).permutation(20)
+    images = lists(*(np.full((2, 3), number, np.uint8) for number in range(20)), of=pa.uint8())
+    for name, part in {"a.parquet": slice(0, 12), "b.parquet": slice(12, 20)}.items():
+        times = [days[number // 10] + dt.timedelta(minutes=int(hours[number])) for number in range(20)][part]
+        keys = [f"k{number:02}" for number in range(20)][part]
+        shop.land(name, table(images[part], key=keys, at=pa.array(times, pa.timestamp("us", "UTC"))))
+    ingested = shop.ingest()
+    for day, numbers in {"2024-03-01": range(10), "2024-03-02": range(10, 20)}.items():
+        result = build_raw_day(day, ingested, shop.paths)
+        rows = pl.read_parquet(shop.paths.raw(day), glob=False)
+        in_time = sorted(numbers, key=lambda number: hours[number])
+        assert rows["row_id"].to_list() == [f"k{number:02}" for number in in_time]
+        assert rows["image"].to_list() == [bytes([number] * 6) for number in in_time]
+        assert hash_table(rows.to_arrow()) == result.content_hash
 
 
 @pytest.mark.usefixtures("parts")

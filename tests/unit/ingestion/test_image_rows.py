@@ -75,3 +75,14 @@ def test_rows_are_those_of_read_file(settings: dict[str, Any], metadata: ImageMe
 )
 def test_other_files_are_left_to_read_file(name: str, data: bytes, chosen: ReadOptions) -> None:
     assert read_image_row(name, data, chosen) is None
+
+
+@pytest.mark.parametrize("settings", [{"crop": 3}, {"mode": "grey"}, {}], ids=str)
+def test_an_image_keeps_no_larger_one_in_memory(settings: dict[str, Any]) -> None:
+    for name, data in FILES.items():
+        row = read_image_row(name, data, options(**settings))
+        assert row is not None
+        root = row.pixels
+        while isinstance(root.base, np.ndarray):
+            root = root.base
+        assert root.nbytes == row.pixels.nbytes

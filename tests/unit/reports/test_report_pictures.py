@@ -111,7 +111,7 @@ def writable_album(album: Fitted, tmp_path: Path) -> Fitted:
     return copy
 
 
-def test_the_page_of_a_day_shows_its_images(writable_album: Fitted, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_shows_thumbnails_of_its_rows(writable_album: Fitted, monkeypatch: pytest.MonkeyPatch) -> None:
     album = writable_album
     dataset, files = as_dataset(album), published_days(album.paths)
     with monkeypatch.context() as patch:

@@ -63,3 +63,16 @@ def test_a_file_of_parts_has_the_rows_groups_and_facts_of_a_whole_one(tmp_path: 
     groups = [[pq.read_metadata(each).row_group(index).num_rows for index in range(2)] for each in (path, whole)]
     assert groups[0] == groups[1] == [122_880, 77_120]
     assert pl.read_parquet(path).equals(pl.read_parquet(whole))
+
+
+def test_parts_without_rows_decide_nothing(tmp_path: Path) -> None:
+    images = pl.DataFrame({"image": [bytes(200_000)] * 200}).cast({"image": pl.Binary}).to_arrow()
+    files = {name: tmp_path / f"{name}.parquet" for name in ("with", "without", "only")}
+    for name, path in files.items():
+        parts = ParquetParts(path, hashed=True)
+        for part in {"with": [images[:0], images, images[:0]], "without": [images], "only": [images[:0]]}[name]:
+            parts.add(part)
+        parts.finish({})
+    assert files["with"].read_bytes() == files["without"].read_bytes()
+    assert pq.ParquetFile(files["with"]).num_row_groups > 1
+    assert pq.read_table(files["only"]).equals(images[:0])
