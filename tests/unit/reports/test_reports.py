@@ -15,10 +15,12 @@ import scipy.stats
 from ae_pipeline.common.errors import PublicationError
 from ae_pipeline.latent_space.names import latent_space_name
 from ae_pipeline.latents.read import published_days
+from ae_pipeline.reports import ranking
 from ae_pipeline.reports.build import Report
 from ae_pipeline.reports.ranking import as_rows, is_reported
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import read_facts, write_parquet
+from ae_pipeline.storage.paths import DatasetPaths
 from tests.support.reports import SCRIPT, Text, keep_copy, published, reported, restore
 from tests.support.sensors import Fitted, with_config
 
@@ -279,3 +281,18 @@ class TestRebuilding:
     def test_an_unpublished_day_raises_an_error_that_names_it(self, planted: Fitted) -> None:
         with pytest.raises(PublicationError, match=f"{planted.days[0]} of 'sensors' is not in the published table"):
             reported(planted, planted.days[:1])
+
+
+def test_rows_that_an_earlier_release_ranked_are_read_beside_others(tmp_path: Path) -> None:
+    paths = DatasetPaths(tmp_path, "sensors")
+    part = {"column": "load", "surprise": 2.5, "actual": "9", "expected": "1"}
+    row = {"row_id": "a", "score": 1.0, "is_anomaly": True, "contributions": [{**part, "categories": None}]}
+    earlier = pl.struct(pl.element().struct.field(*part))
+    for day, score in {"2024-01-01": 1.0, "2024-01-02": 2.0}.items():
+        rows = pl.DataFrame([{**row, "score": score}], schema=ranking._SCHEMA)
+        if day == "2024-01-01":
+            rows = rows.with_columns(pl.col("contributions").list.eval(earlier))
+        write_parquet(paths.reports / "days" / f"{day}.parquet", rows.to_arrow())
+    ranked = ranking.all_ranked(paths, {"2024-01-01", "2024-01-02"})
+    assert ranked["score"].to_list() == [2.0, 1.0]
+    assert ranked["contributions"].to_list() == [row["contributions"]] * 2
