@@ -60,8 +60,8 @@ class Control:
 
     def __init__(self, stack: Stack, attributes: dict[str, Any]) -> None:
         self._stack, self._attributes = stack, attributes
-        own = {SCRATCH_VARIABLE: str(stack.root / "control"), "AE_PIPELINE_MLRUNS": str(stack.root / "control_models")}
-        os.environ.update({**stack.variables, **own})
+        folders = {SCRATCH_VARIABLE: "control", "AE_PIPELINE_MLRUNS": "control_models"}
+        os.environ.update({**stack.variables, **{name: str(stack.root / path) for name, path in folders.items()}})
         os.environ.pop(VARIABLE, None)  # this process does no work
         self.instance = dg.DagsterInstance.get()
         self.tracker = Tracker(stack.root / "control_models", stack.variables["MLFLOW_TRACKING_URI"])

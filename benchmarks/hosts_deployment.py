@@ -7,8 +7,7 @@ process with an empty data folder and, where the system allows it, a host name o
 In the trial `hosts`, 100 days of flights land as objects. The sensors request runs over ranges of days, which work
 side by side. Then a training is launched, and the sensor publishes. `ae-pipeline run` does the same in a folder. The
 files of raw rows, features and the latent table must have the same names and bytes. The trial `kills` kills holders of
-the lock and runs of each job in that deployment. The trial `processes` repeats the first one with Dagster's own run
-launcher, and `ray` with a Ray cluster of two nodes, of which one is killed while it works.
+the lock and runs of each job in that deployment.
 """
 
 import argparse
@@ -20,7 +19,6 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +29,6 @@ from ae_pipeline.storage.project import DEFS_VARIABLE
 from benchmarks.hosts_control import DATASET, Control, as_figures
 from benchmarks.hosts_deployment_kills import Kills
 from benchmarks.hosts_look import describe
-from benchmarks.hosts_ray import RayCluster, try_nodes
 from benchmarks.hosts_stack import clean_environment, copy_instance, program, running_stack, write_datasets
 from benchmarks.hosts_store import built, flights_attributes
 from benchmarks.report import Row, write_report
@@ -113,14 +110,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.hosts_deployment", description=__doc__)
     parser.add_argument("--share", type=float, default=1.0, help="part of the days and kills; at least two months")
     parser.add_argument("--out", type=Path, help="JSON file to write")
-    names = ("hosts", "kills", "processes", "ray")
+    names = ("hosts", "kills")
     parser.add_argument("--trials", nargs="+", default=names, choices=names, help="others keep their rows in the file")
     parser.add_argument("--keep", type=Path, help="folder to work in, which stays")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that the servers end as well
     results: list[Row] = json.loads(options.out.read_text())["rows"] if options.out and options.out.exists() else []
     packages = ["dagster", "dagster-postgres", "mlflow", "moto", "obstore", "psycopg2-binary"]
-    packages += ["ray"] if find_spec("ray") else []
 
     def add(rows: Sequence[Row]) -> None:
         nonlocal results
@@ -138,20 +134,11 @@ def main() -> None:
         cut = {**whole, "scale": _RANGES}
         embedded = run_embedded(root / "embedded", cut, landed)
         rounds = max(1, round(4 * options.share))
-        for launcher in ("hosts", "processes"):
-            if launcher in options.trials or (launcher == "hosts" and "kills" in options.trials):
-                with running_stack(root / launcher, cut, launcher) as stack:
-                    control = Control(stack, cut)
-                    add([try_ranges(control, landed, embedded, launcher)])
-                    if launcher == "hosts" and "kills" in options.trials:
-                        add(Kills(stack, control, root / "local", whole, landed).run(rounds))
-        if "ray" in options.trials:
-            with (
-                RayCluster(root / "cluster") as cluster,
-                running_stack(root / "ray", cut, "hosts", cluster.variables) as stack,
-            ):
-                control = Control(stack, cut)
-                add(try_nodes(control, cluster, landed, embedded.paths, rounds))
+        with running_stack(root / "hosts", cut, "hosts") as stack:
+            control = Control(stack, cut)
+            add([try_ranges(control, landed, embedded, "hosts")])
+            if "kills" in options.trials:
+                add(Kills(stack, control, root / "local", whole, landed).run(rounds))
 
 
 if __name__ == "__main__":

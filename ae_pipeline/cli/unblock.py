@@ -37,7 +37,7 @@ def unblock(name: str, *, force: bool) -> int:
         raise ConfigError(f"{name!r} is not the name of a dataset; write it as in its YAML")
     project = Project.load()
     instance = project.instance
-    for run in end_dead_runs(instance, project.workspace.paths, name):
+    for run in end_dead_runs(instance, project.workspace.paths, name, asks_launcher=True):
         print(f"{_describe(run)}: its process is dead; ended.", flush=True)
     living = [record.dagster_run for record in active_records(name, instance)]
     holders = [_holder(run) for run in living]

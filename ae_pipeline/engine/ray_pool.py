@@ -119,9 +119,9 @@ def connect() -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise EngineError(
             f"the Ray cluster at RAY_ADDRESS={address} does not answer ({type(error).__name__}); start it, correct the "
-            "variable, or set RAY_AUTH_MODE=token if the cluster asks for a token"
+            "variable, or set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN if the cluster asks for a token"
         ) from error
     return ray

@@ -33,7 +33,7 @@ _FIRST_REQUEST = {"timeout": "4s", "connect_timeout": "3s", "max_retries": "1", 
 """Options of the request that finds out whether an object store answers. By default it is tried for minutes."""
 
 
-def _last_line(error: BaseException) -> str:
+def last_line(error: BaseException) -> str:
     """Return the cause in a message of the `deltalake` package: its last line, without colors and arrows."""
     lines = [re.sub(r"\x1b\[\d+m|↳", "", line).strip() for line in str(error).splitlines()]
     return next((line for line in reversed(lines) if line), type(error).__name__)
@@ -129,7 +129,7 @@ class TableFiles:
             if self.is_folder:
                 raise
             raise PublicationError(
-                f"the object store of {self.location} does not answer ({_last_line(error)}); start it, or correct "
+                f"the object store of {self.location} does not answer ({last_line(error)}); start it, or correct "
                 f"AE_PIPELINE_TABLES, AWS_ENDPOINT_URL or the credentials{http_remedy()}, and run again"
             ) from error
         except (DeltaError, ValueError, pa.ArrowException) as error:

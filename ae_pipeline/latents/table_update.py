@@ -2,6 +2,7 @@
 
 import datetime as dt
 import logging
+import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.engine.mapping import engine_map
 from ae_pipeline.latent_space.names import latent_space_name
 from ae_pipeline.latents.data_contract import violations
-from ae_pipeline.latents.files import TableFiles, live_files, rows_in_log, sizes_in_log
+from ae_pipeline.latents.files import TableFiles, last_line, live_files, rows_in_log, sizes_in_log
 from ae_pipeline.latents.layout import (
     day_key,
     file_path,
@@ -272,6 +273,9 @@ def write_scored_file(
         model_version: Version of the model.
         paths: Paths of the dataset.
         location: Folder or address of the table.
+
+    Raises:
+        PublicationError: The node cannot write to the object store of the table.
     """
     bundle, files = _load(bundle_folder), TableFiles(location)
 
@@ -282,7 +286,15 @@ def write_scored_file(
             else:
                 yield from score_day(bundle, model_version, paths.features(day))
 
-    write_file(tables(), task.keys, bundle.model.latent_dim, task.path, files)
+    try:
+        write_file(tables(), task.keys, bundle.model.latent_dim, task.path, files)
+    except OSError as error:
+        if files.is_folder:
+            raise
+        raise PublicationError(
+            f"{platform.node()} cannot use the object store of {location} ({last_line(error)}); give every node of the "
+            "engine the same credentials and AWS_… variables as the run"
+        ) from error
 
 
 @lru_cache(maxsize=1)

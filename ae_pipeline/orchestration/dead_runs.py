@@ -11,7 +11,7 @@ from contextlib import closing
 
 import dagster as dg
 from dagster._core.execution.plan.outputs import StepOutputProperties
-from dagster._core.launcher.base import RunLauncher, WorkerStatus
+from dagster._core.launcher.base import WorkerStatus
 
 from ae_pipeline.common.errors import ConfigError
 from ae_pipeline.orchestration.processes import ProcessId, identify, parse_process, run_process, start_ticks
@@ -34,6 +34,9 @@ _SILENT_SECONDS = 45.0
 
 _REMOTE_SILENT_SECONDS = 600.0
 """The same for a run whose process is on another machine."""
+
+_LAUNCH_SECONDS = 30.0
+"""Seconds that a run launcher may take to start what it reports as failed until then, such as a new container."""
 
 _START_SECONDS = 300.0
 """Seconds that a code server may take to start the process of a run."""
@@ -98,13 +101,20 @@ def process_of(run: dg.DagsterRun) -> ProcessId | None:
     return parse_process(text) if run_id == run.run_id else None  # a retry has the tags of the run that it retries
 
 
-def is_dead(record: dg.RunRecord, instance: dg.DagsterInstance, paths_of: Callable[[str], DatasetPaths]) -> bool:
+def is_dead(
+    record: dg.RunRecord,
+    instance: dg.DagsterInstance,
+    paths_of: Callable[[str], DatasetPaths],
+    *,
+    asks_launcher: bool = False,
+) -> bool:
     """Return whether the process of an active run has ended without a message.
 
     Args:
         record: Run to look at.
         instance: Dagster's instance.
         paths_of: Function that returns the paths of a dataset.
+        asks_launcher: Whether the run launcher is asked, which can take long.
     """
     run = record.dagster_run
     if run.status == dg.DagsterRunStatus.QUEUED:
@@ -115,7 +125,7 @@ def is_dead(record: dg.RunRecord, instance: dg.DagsterInstance, paths_of: Callab
         return not alive
     # Where runs have machines of their own, neither their process ids nor their locks say anything here.
     if not (instance.is_ephemeral or isinstance(instance.run_launcher, dg.DefaultRunLauncher)):
-        return _is_lost(run, instance.run_launcher)
+        return asks_launcher and _is_lost(record, instance)
     limit = _SILENT_SECONDS if process is None else _REMOTE_SILENT_SECONDS
     if process is None and _is_launched_here(run):
         pid = _launched_process(run, instance)
@@ -131,7 +141,11 @@ def is_dead(record: dg.RunRecord, instance: dg.DagsterInstance, paths_of: Callab
 
 
 def end_dead_runs(
-    instance: dg.DagsterInstance, paths_of: Callable[[str], DatasetPaths], dataset: str | None = None
+    instance: dg.DagsterInstance,
+    paths_of: Callable[[str], DatasetPaths],
+    dataset: str | None = None,
+    *,
+    asks_launcher: bool = False,
 ) -> list[dg.DagsterRun]:
     """End the dead runs of a dataset, or of all datasets, give their slots back, and return them.
 
@@ -139,11 +153,18 @@ def end_dead_runs(
         instance: Dagster's instance.
         paths_of: Function that returns the paths of a dataset.
         dataset: Dataset; all by default.
+        asks_launcher: Whether the run launcher is asked, which can take long.
     """
-    dead = [each.dagster_run for each in active_records(dataset, instance) if is_dead(each, instance, paths_of)]
-    for run in dead:
-        end_run(run, instance, "its process ended without a message; it was killed, or the machine was restarted")
-    return dead
+    ended = []
+    for record in active_records(dataset, instance):
+        run = record.dagster_run
+        if is_dead(record, instance, paths_of, asks_launcher=asks_launcher):
+            current = instance.get_run_by_id(run.run_id)
+            if current is None or current.status != run.status:
+                continue  # it went on, or ended by itself, meanwhile
+            end_run(run, instance, "its process ended without a message; it was killed, or the machine was restarted")
+            ended.append(run)
+    return ended
 
 
 def end_run(run: dg.DagsterRun, instance: dg.DagsterInstance, message: str) -> None:
@@ -172,19 +193,28 @@ def is_locked(paths: DatasetPaths) -> bool:
     return locks().is_held(dataset_lock(paths))
 
 
-def _is_lost(run: dg.DagsterRun, launcher: RunLauncher) -> bool:
-    """Return whether the launcher of a run knows that the machine of the run has failed.
+def _is_lost(record: dg.RunRecord, instance: dg.DagsterInstance) -> bool:
+    """Return whether the launcher of a run that is starting knows that its machine or container has failed.
 
     Dagster's daemon asks this only of runs that have started. A run that was killed before would block its dataset
-    until `start_timeout_seconds` have passed.
+    until `start_timeout_seconds` have passed. Some launchers find the machine by a tag. A retry has that of the run
+    that it retries, so the launcher is not asked about it.
     """
-    if not launcher.supports_check_run_worker_health:
+    run, launcher = record.dagster_run, instance.run_launcher
+    is_starting = run.status in {dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING}
+    if not launcher.supports_check_run_worker_health or not is_starting or run.parent_run_id:
+        return False
+    if not _is_silent(record, instance, _LAUNCH_SECONDS):
         return False
     try:
-        return launcher.check_run_worker_health(run).status == WorkerStatus.FAILED
+        result = launcher.check_run_worker_health(run)
     except Exception as error:  # noqa: BLE001 - a code server may have no access to what runs the containers
-        logger.debug(f"the run launcher does not say whether run {run.run_id} is alive: {error}")
+        logger.warning(f"the run launcher does not say whether run {run.run_id} is alive: {error}")
         return False
+    if result.status != WorkerStatus.FAILED:
+        return False
+    logger.warning(f"the run launcher reports that run {run.run_id} has failed: {result.msg or 'without a reason'}")
+    return True
 
 
 def _is_silent(record: dg.RunRecord, instance: dg.DagsterInstance, limit: float) -> bool:

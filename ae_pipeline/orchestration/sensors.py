@@ -138,7 +138,7 @@ def build_dead_runs_sensor() -> dg.SensorDefinition:
     )
     def sensor(context: dg.SensorEvaluationContext, workspace: dg.ResourceParam[Workspace]) -> dg.SkipReason:
         purge_idle_ticks(context.instance)
-        ended = end_dead_runs(context.instance, workspace.paths)
+        ended = end_dead_runs(context.instance, workspace.paths, asks_launcher=True)
         names = ", ".join(describe_run(run) for run in ended)
         return dg.SkipReason(f"ended, because the process is dead: {names}" if ended else "no active run is dead")
 

@@ -13,6 +13,7 @@ import dagster as dg
 import pytest
 from filelock import FileLock
 
+from ae_pipeline.orchestration import dead_runs
 from ae_pipeline.orchestration.dead_runs import (
     active_records,
     datasets_of_run,
@@ -49,11 +50,17 @@ def instance() -> Iterator[dg.DagsterInstance]:
 
 
 def _run(
-    instance: dg.DagsterInstance, process: str = "", status: dg.DagsterRunStatus = dg.DagsterRunStatus.STARTED
+    instance: dg.DagsterInstance,
+    process: str = "",
+    status: dg.DagsterRunStatus = dg.DagsterRunStatus.STARTED,
+    parent: str | None = None,
 ) -> dg.DagsterRun:
     """Create a run of a person's selection, without the tag of the dataset, with a process."""
     job = ORDERS.resolve_implicit_global_asset_job_def().get_subset(asset_selection={raw_data.key})
-    run = instance.create_run_for_job(job, status=status, asset_selection=frozenset({raw_data.key}))
+    selection = frozenset({raw_data.key})
+    run = instance.create_run_for_job(
+        job, status=status, asset_selection=selection, parent_run_id=parent, root_run_id=parent
+    )
     if process:
         instance.add_run_tags(run.run_id, {PROCESS_TAG: f"{run.run_id} {process}"})
     return run
@@ -72,8 +79,11 @@ def _dead() -> str:
     return identity
 
 
-def _end(instance: dg.DagsterInstance, root: Path, dataset: str | None = "orders") -> list[str]:
-    return [run.run_id for run in end_dead_runs(instance, lambda name: DatasetPaths(root, name), dataset)]
+def _end(
+    instance: dg.DagsterInstance, root: Path, dataset: str | None = "orders", *, asks_launcher: bool = False
+) -> list[str]:
+    ended = end_dead_runs(instance, lambda name: DatasetPaths(root, name), dataset, asks_launcher=asks_launcher)
+    return [run.run_id for run in ended]
 
 
 def test_a_dead_run_between_living_ones_is_ended(instance: dg.DagsterInstance, tmp_path: Path) -> None:
@@ -101,7 +111,9 @@ def test_a_living_run_and_one_of_another_machine_are_kept(instance: dg.DagsterIn
     assert _end(instance, tmp_path) == []
 
 
-def test_a_launcher_says_which_host_was_lost_while_its_run_started(tmp_path: Path) -> None:
+def test_a_launcher_says_which_host_was_lost_while_its_run_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     launcher = {"module": "benchmarks.hosts_launcher", "class": "HostLauncher", "config": {"hosts": str(tmp_path)}}
     with dg.DagsterInstance.local_temp(str(tmp_path), overrides={"run_launcher": launcher}) as instance:
         lost, alive, not_launched = (_run(instance, status=dg.DagsterRunStatus.STARTING) for _ in range(3))
@@ -110,9 +122,24 @@ def test_a_launcher_says_which_host_was_lost_while_its_run_started(tmp_path: Pat
         for run, pid in ((lost, ended.pid), (alive, os.getpid())):
             (tmp_path / run.run_id).mkdir()
             (tmp_path / run.run_id / "pid").write_text(str(pid))
-        assert _end(instance, tmp_path) == [lost.run_id]
+        retry = _run(instance, status=dg.DagsterRunStatus.STARTING, parent=lost.run_id)
+        (tmp_path / retry.run_id).mkdir()
+        (tmp_path / retry.run_id / "pid").write_text(str(ended.pid))
+        assert _end(instance, tmp_path, asks_launcher=True) == []  # the launcher may still start it
+        monkeypatch.setattr(dead_runs, "_LAUNCH_SECONDS", -1.0)
+        assert _end(instance, tmp_path) == []
+        assert _end(instance, tmp_path, asks_launcher=True) == [lost.run_id]
+        assert f"the run launcher reports that run {lost.run_id} has failed" in caplog.text
         assert _status(instance, lost) == dg.DagsterRunStatus.FAILURE
-        assert _status(instance, alive) == _status(instance, not_launched) == dg.DagsterRunStatus.STARTING
+        for run in (alive, not_launched, retry):
+            assert _status(instance, run) == dg.DagsterRunStatus.STARTING
+
+        def fail(_: dg.DagsterRun) -> None:
+            raise ConnectionError("no route")
+
+        monkeypatch.setattr(instance.run_launcher, "check_run_worker_health", fail)
+        assert _end(instance, tmp_path, asks_launcher=True) == []
+        assert f"does not say whether run {alive.run_id} is alive: no route" in caplog.text
 
 
 def test_a_run_that_was_cancelled_ends_as_cancelled(instance: dg.DagsterInstance, tmp_path: Path) -> None:
@@ -201,3 +228,17 @@ def test_the_holder_of_a_lock_is_found(tmp_path: Path) -> None:
     with locks().hold(lock):
         assert locks().holder(lock) == Holder(socket.gethostname(), os.getpid())
     assert locks().holder(lock) is None
+
+
+def test_a_run_that_goes_on_while_it_is_looked_at_is_kept(
+    instance: dg.DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = _run(instance, status=dg.DagsterRunStatus.STARTING)
+
+    def start(*_: object, **__: object) -> bool:
+        instance.report_dagster_event(dg.DagsterEvent(dg.DagsterEventType.RUN_START.value, run.job_name), run.run_id)
+        return True
+
+    monkeypatch.setattr(dead_runs, "is_dead", start)
+    assert _end(instance, tmp_path) == []
+    assert _status(instance, run) == dg.DagsterRunStatus.STARTED
