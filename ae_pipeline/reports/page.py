@@ -25,7 +25,7 @@ from ae_pipeline.encoding.event_time import EVENT_TIME
 from ae_pipeline.ingestion.names import column_names
 from ae_pipeline.monitoring.alerts import alerts_of
 from ae_pipeline.monitoring.daily_drift import read_drift
-from ae_pipeline.monitoring.day_assessment import first_with_verdict
+from ae_pipeline.monitoring.day_assessment import MIN_COMPLETENESS, first_with_verdict
 from ae_pipeline.monitoring.deviations import DETAILED
 from ae_pipeline.monitoring.feedback import MarkState, marks_digest, marks_of
 from ae_pipeline.monitoring.feedback_precision import precision_by_version
@@ -43,7 +43,12 @@ from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 _CONTEXT_VERSION = 7
 """Increased whenever the templates need other variables."""
 
-_CONSTANTS = {"max_explained": MAX_EXPLAINED, "detailed": DETAILED, "max_listed": 30}
+_CONSTANTS = {
+    "max_explained": MAX_EXPLAINED,
+    "detailed": DETAILED,
+    "max_listed": 30,
+    "min_completeness": MIN_COMPLETENESS,
+}
 """Variables that are the same on all pages; `max_listed` is the number of deviations listed without details."""
 
 
