@@ -129,6 +129,7 @@ class SignalWatch:
             self._owns, SignalWatch._current = True, self
             self._reader, self._writer = socket.socketpair()
             self._writer.setblocking(False)
+            self._print_unraisable, sys.unraisablehook = sys.unraisablehook, self._on_unraisable
             self._previous = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
             self._thread = threading.Thread(target=self._watch, name="signal-watch", daemon=True)
             self._thread.start()
@@ -141,6 +142,7 @@ class SignalWatch:
 
     def _close(self) -> None:
         self._ended.set()
+        sys.unraisablehook = self._print_unraisable
         signal.set_wakeup_fd(self._previous)
         with suppress(OSError):
             self._writer.send(b"\0")
@@ -148,6 +150,11 @@ class SignalWatch:
         self._reader.close()
         self._writer.close()
         SignalWatch._current = None
+
+    def _on_unraisable(self, unraisable: "sys.UnraisableHookArgs") -> None:
+        """Print nothing about an interrupt that a finalizer has swallowed: this watch ends the process."""
+        if self.received is None or isinstance(unraisable.exc_value, Exception):
+            self._print_unraisable(unraisable)
 
     def _watch(self) -> None:
         while not self._ended.is_set():

@@ -17,14 +17,17 @@ _CANCELLED = {dg.DagsterRunStatus.CANCELED, dg.DagsterRunStatus.CANCELING}
 def withdraw_cancelled_challenger(dataset: "Dataset", tracker: "Tracker", instance: dg.DagsterInstance) -> None:
     """Delete a version that waits for its decision if the run that trained it was cancelled.
 
-    A training that was killed is another case: nobody wanted it to end, and its version is decided on.
+    If the run was ended after it had moved the alias, the version that served before serves again. A training that was
+    killed is another case: nobody wanted it to end, and its version is decided on.
 
     Args:
         dataset: Dataset of the model.
         tracker: The model store.
         instance: Dagster's instance.
     """
-    from ae_pipeline.lifecycle.promote import undecided_challenger
+    from ae_pipeline.lifecycle.promote import RUN, undecided_challenger
+    from ae_pipeline.registry.history import Change, history
+    from ae_pipeline.registry.names import CHAMPION
 
     challenger = undecided_challenger(dataset.config, tracker)
     if challenger is None:
@@ -32,6 +35,13 @@ def withdraw_cancelled_challenger(dataset: "Dataset", tracker: "Tracker", instan
     run_id = tracker.client.get_run(challenger.run_id).data.tags.get("dagster_run_id", "")
     if run_id and _is_cancelled(run_id, instance):
         why = f"its run {run_id} was cancelled"
+        champion = tracker.version(dataset.name, CHAMPION)
+        if champion is not None and champion.version == challenger.version:
+            versions = {each.run_id: each.version for each in tracker.versions(dataset.name)}
+            served = [entry.runs.get(RUN, "") for entry in history(dataset.paths) if entry.change != Change.REJECTED]
+            earlier = [versions[run] for run in served if run in versions and run != challenger.run_id]
+            tracker.set_alias(dataset.name, CHAMPION, earlier[-1] if earlier else None)
+            why += f"; version {earlier[-1]} serves again" if earlier else ""
         logger.warning(f"version {challenger.version} of {dataset.name!r} is withdrawn: {why}")
         tracker.withdraw(challenger, why)
 

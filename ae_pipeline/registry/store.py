@@ -20,6 +20,7 @@ from mlflow.exceptions import MlflowException
 
 from ae_pipeline.common.errors import StorageError
 from ae_pipeline.registry.answer import require_answer
+from ae_pipeline.registry.database import create_database
 from ae_pipeline.registry.names import CHAMPION, GATE_TAG
 from ae_pipeline.registry.training_run import NOTE_TAG, TrainingRun
 from ae_pipeline.registry.versions import (
@@ -31,6 +32,7 @@ from ae_pipeline.registry.versions import (
     version_by_alias,
 )
 from ae_pipeline.storage.aliases import alias_of
+from ae_pipeline.storage.environment import environment_error
 from ae_pipeline.storage.files import make_folder
 from ae_pipeline.storage.sqlite import copy_database, is_empty, require_unlocked, sqlite_damage
 
@@ -107,7 +109,7 @@ class Tracker:
         return self.database.with_name(f"{self.database.name}.backup") if self.database else None
 
     def _check_database(self) -> None:
-        """Restore a database that is missing, if it has a backup.
+        """Restore a database that is missing from its backup, or create it.
 
         Raises:
             StorageError: The database is damaged, or another program holds its lock.
@@ -121,9 +123,13 @@ class Tracker:
                 "moves it aside and restores the state after the last training, decision or rollback"
             )
         require_unlocked(database)
-        if backup.exists() and is_empty(database) and not sqlite_damage(backup):
+        if not is_empty(database):
+            return
+        if backup.exists() and not sqlite_damage(backup):
             logger.warning(f"the database of the model store, {database}, is missing; its backup is restored")
             copy_database(backup, database)
+        else:
+            create_database(database)
 
     def back_up(self) -> None:
         """Copy the database beside itself, unless it is damaged, so that it can be restored."""
@@ -262,6 +268,8 @@ class Tracker:
         try:
             yield
         except MlflowException as error:
+            if fault := environment_error(error):
+                raise fault from error
             store = self.web_url or self.database or "its database"
             raise StorageError(
                 f"the model store, {store}, does not answer ({error.message}); start it, or correct "

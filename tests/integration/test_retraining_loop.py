@@ -23,7 +23,7 @@ from ae_pipeline.orchestration.resources import RunLock
 from ae_pipeline.orchestration.sensors import landing_requests, rebuild_requests
 from ae_pipeline.orchestration.tags import DATASET_TAG
 from ae_pipeline.registry.history import Change, HistoryEntry, history, record
-from ae_pipeline.registry.names import CHALLENGER
+from ae_pipeline.registry.names import CHALLENGER, CHAMPION
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.jsonl import add_line, lines_of
 from ae_pipeline.storage.parquet import read_facts
@@ -150,15 +150,20 @@ class TestLanding:
 class TestCancelled:
     """Nothing of a run that somebody has cancelled serves."""
 
-    def test_a_version_of_a_cancelled_run_is_withdrawn(self, serving_shop: Shop) -> None:
+    @pytest.mark.parametrize("has_moved", [False, True], ids=["before the promotion", "within the promotion"])
+    def test_a_version_of_a_cancelled_run_is_withdrawn(self, serving_shop: Shop, *, has_moved: bool) -> None:
         trained = serving_shop.run_stage("autoencoder")
         assert serving_shop.requested(rebuild_requests) == [
             "orders_decide version 2 was evaluated by the gate and waits for the decision"
         ]
+        tracker = serving_shop.workspace.tracker()
+        if has_moved:  # the process of the promotion was killed after it had moved the alias
+            tracker.set_alias("orders", CHAMPION, 2)
         serving_shop.instance.report_run_canceled(trained.dagster_run)
         idle = "every day is published and reported on under version 1"
         assert serving_shop.requested(rebuild_requests) == idle
-        assert [version.version for version in serving_shop.workspace.tracker().versions("orders")] == [1]
+        assert [version.version for version in tracker.versions("orders")] == [1]
+        assert serving_shop.champion.version == 1
 
     def test_a_run_that_is_cancelled_during_the_promotion_takes_it_back(
         self, serving_shop: Shop, monkeypatch: pytest.MonkeyPatch

@@ -9,7 +9,7 @@ import time
 import pytest
 import sqlalchemy
 
-from ae_pipeline.common.signals import Stopped, critical_section, raise_stopped, signals_raised
+from ae_pipeline.common.signals import SignalWatch, Stopped, critical_section, raise_stopped, signals_raised
 
 _PREAMBLE = """
 import os, signal, sys, threading, time
@@ -133,3 +133,21 @@ def test_an_interrupt_while_a_database_is_closed_is_not_logged(caplog: pytest.Lo
     with pytest.raises(Stopped):
         engine.connect().close()
     assert caplog.records == []
+
+
+class _Finalized:
+    def __del__(self) -> None:
+        raise KeyboardInterrupt
+
+
+def test_an_interrupt_that_a_finalizer_swallows_is_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    printed: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: printed.append(unraisable.exc_type))
+    with SignalWatch() as watch:
+        _Finalized()
+        assert printed == [KeyboardInterrupt]  # nobody has sent a signal
+        watch.received = signal.SIGINT
+        _Finalized()
+    assert printed == [KeyboardInterrupt]
+    _Finalized()
+    assert printed == [KeyboardInterrupt] * 2

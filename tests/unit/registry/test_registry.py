@@ -18,8 +18,11 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
+import sqlalchemy
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc.scoring_server import infer_and_parse_data
+from mlflow.store.db import utils
+from mlflow.store.tracking.dbmodels.initial_models import Base as InitialBase
 from PIL import Image
 
 from ae_pipeline.common.errors import BundleError, StorageError
@@ -30,6 +33,7 @@ from ae_pipeline.registry.store import Tracker
 from ae_pipeline.registry.training_run import TrainingRun
 from ae_pipeline.registry.versions import TrackedVersion
 from ae_pipeline.registry.window import WINDOW_FILE, window_content
+from tests.support.model_store import make_model_store
 from tests.support.sensors import Fitted
 
 pytestmark = pytest.mark.slow
@@ -516,3 +520,28 @@ class TestServing:
     def test_an_unknown_use_is_an_error_with_the_known_ones(self, model: Any, fitted: Fitted) -> None:
         with pytest.raises(BundleError, match="use='sing' is not a use of this model; choose score or denoise"):
             model.predict(fitted.features(fitted.days[0]).to_pandas(), params={"use": "sing"})
+
+
+def test_a_creation_that_is_killed_leaves_no_half_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(engine: sqlalchemy.Engine) -> None:
+        InitialBase.metadata.create_all(engine)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(utils, "_initialize_tables", killed)
+        with pytest.raises(KeyboardInterrupt):
+            Tracker(tmp_path).open()
+    assert [path.name for path in tmp_path.iterdir()] == [".mlflow.lock"]
+    Tracker(tmp_path).open()
+    assert Tracker(tmp_path).versions("sensors") == []
+
+
+def test_a_full_disk_is_named_with_its_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker = Tracker(make_model_store(tmp_path))
+
+    def fail(*_: object, **__: object) -> None:
+        raise MlflowException("(sqlite3.OperationalError) database or disk is full")
+
+    monkeypatch.setattr(type(tracker.client), "search_model_versions", fail)
+    with pytest.raises(StorageError, match=r"^no space left on the disk of .* MB are free, and more are needed; free"):
+        tracker.versions("sensors")
