@@ -152,8 +152,11 @@ class SignalWatch:
         SignalWatch._current = None
 
     def _on_unraisable(self, unraisable: "sys.UnraisableHookArgs") -> None:
-        """Print nothing about an interrupt that a finalizer has swallowed: this watch ends the process."""
-        if self.received is None or isinstance(unraisable.exc_value, Exception):
+        """Print nothing about an interrupt that a finalizer has swallowed: this watch ends the process.
+
+        Interrupts are no `Exception`, also that of Dagster. The thread of the watch may not have seen the signal yet.
+        """
+        if isinstance(unraisable.exc_value, Exception | SystemExit | GeneratorExit):
             self._print_unraisable(unraisable)
 
     def _watch(self) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import dagster as dg
 import pytest
 import sqlalchemy
 
@@ -136,18 +137,21 @@ def test_an_interrupt_while_a_database_is_closed_is_not_logged(caplog: pytest.Lo
 
 
 class _Finalized:
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
     def __del__(self) -> None:
-        raise KeyboardInterrupt
+        raise self.error
 
 
 def test_an_interrupt_that_a_finalizer_swallows_is_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     printed: list[object] = []
     monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: printed.append(unraisable.exc_type))
-    with SignalWatch() as watch:
-        _Finalized()
-        assert printed == [KeyboardInterrupt]  # nobody has sent a signal
-        watch.received = signal.SIGINT
-        _Finalized()
-    assert printed == [KeyboardInterrupt]
-    _Finalized()
-    assert printed == [KeyboardInterrupt] * 2
+    with SignalWatch():
+        for error in (KeyboardInterrupt(), Stopped(signal.SIGTERM), dg.DagsterExecutionInterruptedError()):
+            _Finalized(error)
+        assert printed == []
+        _Finalized(ValueError())
+    assert printed == [ValueError]
+    _Finalized(KeyboardInterrupt())  # nothing would end the process
+    assert printed == [ValueError, KeyboardInterrupt]
