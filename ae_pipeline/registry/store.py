@@ -1,7 +1,6 @@
 """The MLflow store of a project: experiments, runs, and model versions by number and alias."""
 
 import hashlib
-import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -20,7 +19,7 @@ from mlflow.exceptions import MlflowException
 
 from ae_pipeline.common.errors import StorageError
 from ae_pipeline.registry.answer import require_answer
-from ae_pipeline.registry.database import create_database
+from ae_pipeline.registry.database import prepare_database
 from ae_pipeline.registry.names import CHAMPION, GATE_TAG
 from ae_pipeline.registry.training_run import NOTE_TAG, TrainingRun
 from ae_pipeline.registry.versions import (
@@ -34,9 +33,7 @@ from ae_pipeline.registry.versions import (
 from ae_pipeline.storage.aliases import alias_of
 from ae_pipeline.storage.environment import environment_error
 from ae_pipeline.storage.files import make_folder
-from ae_pipeline.storage.sqlite import copy_database, is_empty, require_unlocked, sqlite_damage
-
-logger = logging.getLogger(__name__)
+from ae_pipeline.storage.sqlite import copy_database, sqlite_damage
 
 _SQLITE = "sqlite:///"
 
@@ -96,7 +93,8 @@ class Tracker:
         if self.is_remote and self.web_url:
             require_answer(self.web_url)
         with FileLock(self.root / ".mlflow.lock"):
-            self._check_database()
+            if self.database and self.backup:
+                prepare_database(self.database, self.backup)
             mlflow.set_tracking_uri(self.uri)
             mlflow.set_registry_uri(self.uri)
             client = MlflowClient(self.uri, self.uri)
@@ -107,29 +105,6 @@ class Tracker:
     def backup(self) -> Path | None:
         """Copy of the database after the last training, decision or rollback; None without a file."""
         return self.database.with_name(f"{self.database.name}.backup") if self.database else None
-
-    def _check_database(self) -> None:
-        """Restore a database that is missing from its backup, or create it.
-
-        Raises:
-            StorageError: The database is damaged, or another program holds its lock.
-        """
-        database, backup = self.database, self.backup
-        if database is None or backup is None:
-            return
-        if damage := sqlite_damage(database):
-            raise StorageError(
-                f"the database of the model store, {database}, is damaged ({damage}); `ae-pipeline doctor --repair` "
-                "moves it aside and restores the state after the last training, decision or rollback"
-            )
-        require_unlocked(database)
-        if not is_empty(database):
-            return
-        if backup.exists() and not sqlite_damage(backup):
-            logger.warning(f"the database of the model store, {database}, is missing; its backup is restored")
-            copy_database(backup, database)
-        else:
-            create_database(database)
 
     def back_up(self) -> None:
         """Copy the database beside itself, unless it is damaged, so that it can be restored."""
