@@ -134,16 +134,13 @@ def _shared_servers(root: Path) -> Iterator[dict[str, str]]:
 
 
 @contextmanager
-def running_stack(
-    root: Path, attributes: Mapping[str, Any], launcher: str, further: Mapping[str, str] | None = None
-) -> Iterator[Stack]:
+def running_stack(root: Path, attributes: Mapping[str, Any], launcher: str) -> Iterator[Stack]:
     """Run all servers of a deployment, with the sensors of its dataset on.
 
     Args:
         root: Folder of the deployment.
         attributes: Attributes of the dataset.
         launcher: How runs are launched: each on a host of its own, or as processes of the code server.
-        further: More variables of its processes.
     """
     home, hosts, port = root / "home", root / "hosts", free_port()
     _write_instance(home, hosts, launcher)
@@ -155,7 +152,6 @@ def running_stack(
             DATA_VARIABLE: "s3://data/shop",
             SCRATCH_VARIABLE: str(hosts / "servers" / "data"),
             "AE_PIPELINE_MLRUNS": str(hosts / "servers" / "models"),
-            **(further or {}),
         }
         workspace = root / "workspace.yaml"
         server = {"host": "127.0.0.1", "port": port, "location_name": "ae_pipeline"}
