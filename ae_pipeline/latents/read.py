@@ -336,15 +336,10 @@ def model_version_of(paths: DatasetPaths) -> int:
 def latents_of(days: Iterable[PublishedDay], paths: DatasetPaths, latent_dim: int) -> npt.NDArray[np.float32]:
     """Return latents of some days, (n, latent_dim). Of a day with more than 20,000 rows, every n-th row is taken."""
     names = [f"z_{index:03d}" for index in range(latent_dim)]
-    parts = [_subsample(published_day(day, paths, names)).to_numpy() for day in days]
+    parts = [subsample(published_day(day, paths, names)).to_numpy() for day in days]
     return np.concatenate(parts) if parts else np.empty((0, latent_dim), np.float32)
 
 
-def scores_of(days: Iterable[PublishedDay], paths: DatasetPaths) -> npt.NDArray[np.float64]:
-    """Return scores of some days, (n,). Of a day with more than 20,000 rows, every n-th row is taken."""
-    parts = [_subsample(published_day(day, paths, ["score"]))["score"].to_numpy() for day in days]
-    return np.concatenate([np.empty(0), *parts])
-
-
-def _subsample(rows: pl.DataFrame) -> pl.DataFrame:
+def subsample(rows: pl.DataFrame) -> pl.DataFrame:
+    """Return every n-th row of a day with more than 20,000 rows, and all rows of a smaller one."""
     return rows.gather_every(max(1, math.ceil(rows.height / _MAX_SAMPLE_ROWS)))

@@ -20,14 +20,7 @@ from ae_pipeline.latents.data_contract import build_contract
 from ae_pipeline.latents.files import TableFiles
 from ae_pipeline.latents.images import publish_images
 from ae_pipeline.latents.publish import Publication, publish
-from ae_pipeline.latents.read import (
-    current_files,
-    latents_of,
-    model_version_of,
-    published_days,
-    rows_published,
-    scores_of,
-)
+from ae_pipeline.latents.read import current_files, latents_of, model_version_of, published_days, rows_published
 from ae_pipeline.latents.table_update import LatentDay
 from ae_pipeline.lifecycle.ingest import rows_on_days
 from ae_pipeline.lifecycle.newest_day import newest_filling_day
@@ -35,6 +28,7 @@ from ae_pipeline.registry.bundles import load_bundle, verified_folder
 from ae_pipeline.registry.names import CHAMPION
 from ae_pipeline.registry.store import Tracker
 from ae_pipeline.registry.versions import TrackedVersion
+from ae_pipeline.reports.labels import normal_scores
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.files import make_folder
 from ae_pipeline.storage.parquet import read_facts
@@ -179,7 +173,7 @@ def publish_latents(
     # The newest days of the table, whichever days were asked for: as many as the model was calibrated on.
     newer = [entry for day, entry in published.items() if config.is_daily and day > bundle.window.days[-1]]
     newer = [entry for entry in newer if filling is None or entry.day != filling.day]
-    scores = scores_of(newer[-len(bundle.window.calibration) :], paths)
+    scores = normal_scores(newer[-len(bundle.window.calibration) :], dataset)
     files = TableFiles(paths.latents)
     result = PublishedLatents(
         version=version,

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from ae_pipeline.common.errors import StorageError
 from ae_pipeline.common.text import pluralize
+from ae_pipeline.config.display import PLAIN, ColumnNames
+from ae_pipeline.ingestion.names import column_names
 from ae_pipeline.lifecycle.alerts import alert_wrong_days, post_due_and_show
 from ae_pipeline.lifecycle.publish import load_table_model
 from ae_pipeline.lifecycle.published_facts import PublishedFacts
@@ -44,12 +46,14 @@ class ReportedDays:
         version: Version that scored the table.
         budget: Alert budget of the version.
         days: Days that were asked for.
+        names: How messages name columns.
     """
 
     report: Report
     version: TrackedVersion
     budget: float
     days: tuple[str, ...]
+    names: ColumnNames = PLAIN
 
     @property
     def rows(self) -> int:
@@ -157,7 +161,7 @@ class ReportedDays:
             return f"{pluralize(len(evaluated) - known, 'day')} after the training window are like it{skipped}"
         return (
             f"{len(drifting)} of {pluralize(len(evaluated), 'day')} after the training window have drifted; "
-            f"{drifting[-1].day}: {drifting[-1].message}"
+            f"{drifting[-1].day}: {drifting[-1].message(self.names)}"
         )
 
 
@@ -186,7 +190,13 @@ def report_on_days(
         _show_in_mlflow(newest, address_of(report.page), dataset, version, tracker)
     page = dataset.paths.address(report.page)
     logger.info(f"{report.flagged:,} of {report.rows:,} rows flagged; {page}")
-    return ReportedDays(report=report, version=version, budget=bundle.calibration.budget, days=tuple(days))
+    return ReportedDays(
+        report=report,
+        version=version,
+        budget=bundle.calibration.budget,
+        days=tuple(days),
+        names=column_names(dataset),
+    )
 
 
 def _show_in_mlflow(

@@ -118,8 +118,8 @@ def _with_hash(name: str, key: str) -> str:
 def unseen_metrics(bundle: ModelBundle, unseen: pl.DataFrame) -> dict[str, float]:
     """Return what the scores are worth on rows that no part of the model was fitted on; empty without rows.
 
-    The calibration error is the distance of the flagged share from the alert budget. Where a label marks anomalies,
-    they do not count for it.
+    The calibration error is the distance of the flagged percentage from the alert budget, in percentage points. Where a
+    label marks anomalies, they do not count for it.
 
     Args:
         bundle: The trained model.
@@ -136,8 +136,10 @@ def unseen_metrics(bundle: ModelBundle, unseen: pl.DataFrame) -> dict[str, float
     normal = ~label.fill_null(value=False).to_numpy()
     metrics: dict[str, float] = {}
     if normal.any():
-        share = float(scored.is_anomaly[normal].mean())
-        metrics |= {"flagged_share": share, "calibration_error": abs(share - bundle.calibration.budget)}
+        # As percentages, because MLflow's charts show two decimals, and shares are far smaller.
+        share = 100 * float(scored.is_anomaly[normal].mean())
+        error = abs(share - 100 * bundle.calibration.budget)
+        metrics |= {"flagged_percent": share, "calibration_error_percent": error}
     known = label.is_not_null().to_numpy()
     measured = measure(scored.score[known], ~normal[known], scored.is_anomaly[known])
     if measured.anomalies:
@@ -185,8 +187,8 @@ let it pass, and on which days it was trained, validated and calibrated. The tag
 found with it on the newest complete day, and the tag `report` where the report is.
 
 - `unseen/…`: what the scores are worth on days that no part of the model has seen. AUROC, average precision and recall
-  at the alert budget exist where a label marks anomalies. The calibration error is the distance of the flagged share
-  from the budget.
+  at the alert budget exist where a label marks anomalies. The calibration error is the distance of the flagged rows
+  from the budget, both as percentages of the rows that are not known anomalies.
 - `validation_error/…`: mean reconstruction error of each column, in its unit.
 - `gate/…`: what the gate measured. The thresholds are in the tags of the version, and in the model card.
 - `latents.…`: how well the latents agree with those of the version that served.

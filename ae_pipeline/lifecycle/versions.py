@@ -42,7 +42,7 @@ _DESCRIBED = 20
 NEWEST_DAYS = 7
 """Newest days that a comparison scores."""
 
-SHOWN_METRICS = ("auroc", "average_precision", "recall_at_budget", "calibration_error", "flagged_share")
+SHOWN_METRICS = ("auroc", "average_precision", "recall_at_budget", "calibration_error_percent", "flagged_percent")
 """Metrics of a training that were measured on rows that no part of the model has seen."""
 
 

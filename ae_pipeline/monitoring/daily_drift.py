@@ -8,6 +8,7 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from ae_pipeline.common.parallel import parallel_map
+from ae_pipeline.config.display import PLAIN, ColumnNames
 from ae_pipeline.latents.read import PublishedDay, published_day
 from ae_pipeline.scoring.drift import Effect, Part, measure_columns, measure_numbers
 from ae_pipeline.storage.dataset import Dataset
@@ -56,15 +57,21 @@ class DayDrift:
     effects: tuple[Effect, ...]
     is_judged: bool
 
-    @property
-    def message(self) -> str:
-        """The first three effects as text; empty without drift."""
-        parts = [
-            f"{effect.name if effect.part == Part.SCORE else f'{effect.part.value} {effect.name}'}: {effect.message}"
-            for effect in self.effects[:3]
-        ]
+    def message(self, names: ColumnNames = PLAIN) -> str:
+        """Return the first three effects as text; empty without drift.
+
+        Args:
+            names: How the text names columns; by default as in the data, for programs.
+        """
+        parts = [f"{_subject(effect, names)}: {effect.message}" for effect in self.effects[:3]]
         more = len(self.effects) - len(parts)
         return " · ".join(parts) + (f" · and {more} more" if more > 0 else "")
+
+
+def _subject(effect: Effect, names: ColumnNames) -> str:
+    if effect.part == Part.SCORE:
+        return effect.name
+    return f"{effect.part.value} {names.title(effect.name) if effect.part == Part.COLUMN else effect.name}"
 
 
 def measure_drift(files: Mapping[str, PublishedDay], dataset: Dataset, bundle: "ModelBundle") -> tuple[DayDrift, ...]:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from ae_pipeline.config.display import PLAIN, ColumnNames
 from ae_pipeline.monitoring.budget import ReportDay
 from ae_pipeline.monitoring.daily_drift import DayDrift
 from ae_pipeline.monitoring.deviations import Deviation
@@ -38,6 +39,7 @@ def assess_day(
     filling: str = "",
     review: Review = UNREVIEWED,
     limits: LabelLimits = DEFAULT_LIMITS,
+    names: ColumnNames = PLAIN,
 ) -> DayAssessment:
     """Return the assessment of a day.
 
@@ -54,11 +56,12 @@ def assess_day(
         filling: Why the day counts as still filling; empty if it does not.
         review: Rows and days as people marked them.
         limits: Limits of recall and precision.
+        names: How the message names columns.
     """
     usual = usual_rows(entry.day, previous)
     if filling:
         drift, deviations = None, ()
-    reasons = [reason] if (reason := _unusual_as_a_whole(drift, deviations)) else []
+    reasons = [reason] if (reason := _unusual_as_a_whole(drift, deviations, names)) else []
     if usual and not filling and entry.rows < MIN_COMPLETENESS * usual:
         message = f"{entry.rows:,} rows came, where the same weekday usually has {usual:,}"
         reasons.append(Reason(kind=ReasonKind.MISSING_ROWS, message=message, size=usual - entry.rows))
@@ -108,7 +111,7 @@ def first_with_verdict(day: str, verdict: DayState, earlier: Iterable[tuple[str,
     return first
 
 
-def _unusual_as_a_whole(drift: DayDrift | None, deviations: Sequence[Deviation]) -> Reason | None:
+def _unusual_as_a_whole(drift: DayDrift | None, deviations: Sequence[Deviation], names: ColumnNames) -> Reason | None:
     """Return how the day as a whole is unusual; None if it is not."""
     if deviations:
         more = len(deviations) - 1
@@ -122,7 +125,7 @@ def _unusual_as_a_whole(drift: DayDrift | None, deviations: Sequence[Deviation])
     if drift and drift.effects:
         return Reason(
             kind=ReasonKind.DRIFT,
-            message=f"the day as a whole is unlike the training window ({drift.message})",
+            message=f"the day as a whole is unlike the training window ({drift.message(names)})",
             size=len(drift.effects),
             columns=tuple(effect.name for effect in drift.effects),
         )

@@ -11,7 +11,7 @@ import polars as pl
 from ae_pipeline.common.text import pluralize
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.features.split import LABEL, Window
-from ae_pipeline.latents.read import PublishedDay
+from ae_pipeline.latents.read import PublishedDay, published_day, subsample
 from ae_pipeline.monitoring.feedback import MarkState, marks_of
 from ae_pipeline.monitoring.marks_summary import rows_in_state
 from ae_pipeline.reports.ranking import scored_and_known
@@ -19,6 +19,8 @@ from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.hashing import hash_json
 from ae_pipeline.storage.parquet import read_facts
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
+
+Array = npt.NDArray[np.float64]
 
 _CURVE_POINTS = 60
 """Points of the curve of recall and precision."""
@@ -106,9 +108,7 @@ class Labels:
     false_alarms: tuple[LabeledRow, ...] = ()
 
 
-def measure(
-    scores: npt.NDArray[np.float64], anomalies: npt.NDArray[np.bool_], flagged: npt.NDArray[np.bool_]
-) -> Measures:
+def measure(scores: Array, anomalies: npt.NDArray[np.bool_], flagged: npt.NDArray[np.bool_]) -> Measures:
     """Measure the scores of n rows with known labels.
 
     Args:
@@ -196,6 +196,27 @@ def _highest(highest: pl.DataFrame, rows: pl.DataFrame, day: str) -> pl.DataFram
     """Return the rows with the highest scores of the highest so far and those of a day."""
     both = pl.concat([highest, rows.select("row_id", pl.lit(day).alias("day"), "score")])
     return both.sort("score", "row_id", descending=[True, False]).head(_MAX_LISTED)
+
+
+def normal_scores(days: Sequence[PublishedDay], dataset: Dataset) -> Array:
+    """Return scores of the rows of some days that are not known anomalies, (n,).
+
+    Of a day with more than 20,000 rows, every n-th row is taken. Without a label, all rows count.
+
+    Args:
+        days: Published days.
+        dataset: Configuration and paths of the dataset.
+    """
+    paths, parts = dataset.paths, [np.empty(0)]
+    if dataset.config.label is None:
+        parts += [subsample(published_day(day, paths, ["score"]))["score"].to_numpy() for day in days]
+        return np.concatenate(parts)
+    marks = marks_of(paths)
+    real, false_alarms = (rows_in_state(marks, state) for state in (MarkState.REAL, MarkState.FALSE_ALARM))
+    for day in days:
+        rows = subsample(_with_marks(scored_and_known(day, paths), real, false_alarms))
+        parts.append(rows.filter(~pl.col(LABEL).fill_null(value=False))["score"].to_numpy())
+    return np.concatenate(parts)
 
 
 def false_alarm_ids(paths: DatasetPaths) -> pl.Series:

@@ -20,7 +20,6 @@ import polars as pl
 from ae_pipeline.common.errors import ConfigError
 from ae_pipeline.common.escape import escape_json_in_html
 from ae_pipeline.common.text import one_in, pluralize, printable, short_number
-from ae_pipeline.config.display import ColumnNames
 from ae_pipeline.encoding.event_time import EVENT_TIME
 from ae_pipeline.ingestion.names import column_names
 from ae_pipeline.monitoring.alerts import alerts_of
@@ -178,7 +177,8 @@ def render_report(variables: Mapping[str, Any], dataset: Dataset) -> str:
         dataset: Configuration and paths of the dataset.
     """
     paths = dataset.paths
-    drift = [{**asdict(day), "message": day.message} for day in read_drift(paths, dataset.config.drift.min_rows)]
+    names = column_names(dataset)
+    drift = [{**asdict(day), "message": day.message(names)} for day in read_drift(paths, dataset.config.drift.min_rows)]
     return _render(
         "report.html.j2",
         {
@@ -187,7 +187,7 @@ def render_report(variables: Mapping[str, Any], dataset: Dataset) -> str:
             "alerts": alerts_of(paths),
             "history": history(paths),
             "marks": marks_of(paths),
-            "titles": {EVENT_TIME: ColumnNames(dataset.config.display).title(EVENT_TIME), **variables["titles"]},
+            "titles": {EVENT_TIME: names.title(EVENT_TIME), **variables["titles"]},
             "home": "../../",
             "left_out": by_reason(variables["summary"]["columns_left_out"]),
             "day_pages": {path.stem for path in (paths.reports / "days").glob("*.html")},

@@ -74,7 +74,7 @@ def summarize(
                     "rows": day.rows,
                     "is_after": day.is_after,
                     "is_judged": day.is_judged,
-                    "drifted": day.message,
+                    "drifted": day.message(),
                 }
                 for day in published.drift
             ],

@@ -16,7 +16,7 @@ from ae_pipeline.config.display import ColumnNames
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger
 from ae_pipeline.ingestion.names import column_names
-from ae_pipeline.latents.read import PublishedDay, published_day, scores_of
+from ae_pipeline.latents.read import PublishedDay, published_day
 from ae_pipeline.monitoring.budget import ReportDay
 from ae_pipeline.monitoring.daily_drift import DayDrift
 from ae_pipeline.monitoring.day_assessment import assess_day, first_with_verdict
@@ -28,6 +28,7 @@ from ae_pipeline.monitoring.verdict import DayAssessment, DayState, LabelLimits
 from ae_pipeline.reports.charts import Chart, calibration_chart, drift_chart, latent_chart, loss_chart, score_chart
 from ae_pipeline.reports.groups import Group
 from ae_pipeline.reports.index import day_entry
+from ae_pipeline.reports.labels import normal_scores
 from ae_pipeline.reports.latent_map import columns_of, reference_rows
 from ae_pipeline.reports.row_details import RowDetails
 from ae_pipeline.scoring.drift import Part
@@ -176,6 +177,7 @@ class Published:
             self._filling(day),
             self.review,
             LabelLimits(self.dataset.config.alerts.min_recall, self.dataset.config.alerts.min_precision),
+            self.names,
         )
         return assessment if self.dataset.config.is_daily else replace(assessment, day="all rows")
 
@@ -264,8 +266,9 @@ class Published:
         elif not files:
             part = "of the calibration days, which lie near the line by construction. Later days are the real test"
             files = [self.files[other] for other in window.calibration if other in self.files]
-        p_values = self.bundle.calibration.p_values(scores_of(files, self.dataset.paths))
-        return calibration_chart(np.asarray(p_values), f"{len(p_values):,} rows {part}.")
+        p_values = np.asarray(self.bundle.calibration.p_values(normal_scores(files, self.dataset)))
+        part += "" if self.dataset.config.label is None else ". Known anomalies are left out"
+        return calibration_chart(p_values, f"{len(p_values):,} rows {part}.")
 
 
 def adjacent(day: str, days: Sequence[str]) -> tuple[str | None, str | None]:

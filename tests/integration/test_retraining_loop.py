@@ -323,7 +323,7 @@ class TestRollback:
         newest, first = list_versions(twice_trained_shop.dataset, twice_trained_shop.workspace.tracker())
         assert (newest.version, newest.serves, newest.passed) == (2, False, True)
         assert (first.version, first.serves, first.last_day) == (1, True, DAYS[-4])  # before the days of the gate
-        assert 0 <= newest.metrics["calibration_error"] <= newest.metrics["flagged_share"] + 0.01
+        assert 0 <= newest.metrics["calibration_error_percent"] <= newest.metrics["flagged_percent"] + 1
         compared = compare_versions(twice_trained_shop.dataset, twice_trained_shop.workspace.tracker(), 2)
         assert (compared.new, compared.old, compared.rows) == (2, 1, 7 * ROWS)
         published = rows.filter(pl.col("date").cast(pl.String).is_in(compared.days))

@@ -16,12 +16,7 @@ from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.latents import layout, table_update
 from ae_pipeline.latents.layout import score_day
 from ae_pipeline.latents.publish import publish, stale_days
-from ae_pipeline.latents.read import (
-    current_files,
-    latents_of,
-    published_days,
-    scores_of,
-)
+from ae_pipeline.latents.read import current_files, latents_of, published_day, published_days
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.paths import DatasetPaths
 from tests.support.latents import RewriteDay, publish_days, table
@@ -172,5 +167,5 @@ class TestMonths:
         published = published_days(dataset.paths)
         for day in (dataset.days[0], dataset.days[17]):
             scored = dataset.bundle.score(dataset.features(day))
-            np.testing.assert_array_equal(scores_of([published[day]], dataset.paths), scored.score)
+            np.testing.assert_array_equal(published_day(published[day], dataset.paths)["score"], scored.score)
             np.testing.assert_array_equal(latents_of([published[day]], dataset.paths, 3), scored.latents)

@@ -54,10 +54,12 @@ def test_unseen_rows_are_measured_against_their_label(fitted: Fitted) -> None:
     assert metrics["unseen/recall_at_budget"] == scored.is_anomaly[:6].mean() > 0
     assert metrics["unseen/auroc"] == pytest.approx(roc_auc_score(np.arange(rows.height) < 6, scored.score))
     share = scored.is_anomaly[6:].mean()
-    assert metrics["unseen/calibration_error"] == pytest.approx(abs(share - fitted.bundle.calibration.budget))
+    assert metrics["unseen/flagged_percent"] == pytest.approx(100 * share)
+    error = 100 * abs(share - fitted.bundle.calibration.budget)
+    assert metrics["unseen/calibration_error_percent"] == pytest.approx(error)
     assert set(unseen_metrics(fitted.bundle, labeled.drop(LABEL))) == {
-        "unseen/flagged_share",
-        "unseen/calibration_error",
+        "unseen/flagged_percent",
+        "unseen/calibration_error_percent",
     }
 
 

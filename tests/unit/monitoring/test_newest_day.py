@@ -7,6 +7,8 @@ from typing import Any
 import polars as pl
 import pytest
 
+from ae_pipeline.config.columns import ColumnDisplay
+from ae_pipeline.config.display import ColumnNames
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.monitoring.budget import ReportDay
 from ae_pipeline.monitoring.daily_drift import DayDrift
@@ -97,6 +99,22 @@ def test_the_message_names_rows_time_and_zone(tmp_path: Path) -> None:
 def test_rows_without_event_time_never_fill(tmp_path: Path) -> None:
     config = PipelineConfig.model_validate({"dataset": "shop", "identity": ["id"]})
     assert filling_day({"all": 3}, Dataset(config, DatasetPaths(tmp_path, "shop")), LATER) is None
+
+
+def test_drift_names_columns_by_their_titles_for_people() -> None:
+    effects = (
+        Effect(part=Part.COLUMN, name="arr_delay", psi=2.0, is_drift=True, message="it moved"),
+        Effect(part=Part.LATENT, name="z_003", psi=1.0, is_drift=True, message="it moved"),
+    )
+    drift = DayDrift(day=DAY, is_after=True, rows=100, effects=effects, is_judged=True)
+    names = ColumnNames({"arr_delay": ColumnDisplay(title="arrival delay")})
+    assert drift.message() == "column arr_delay: it moved · latent z_003: it moved"
+    assert drift.message(names) == "column arrival delay: it moved · latent z_003: it moved"
+    entry = ReportDay(
+        day=DAY, rows=100, flagged=0, known_anomalies=0, known_flagged=0, discovery_count=0, content_hash="hash"
+    )
+    assessment = assess_day(entry, {}, drift, (), 0.001, names=names)
+    assert "column arrival delay: it moved" in assessment.message
 
 
 def test_only_flagged_rows_of_a_filling_day_count() -> None:

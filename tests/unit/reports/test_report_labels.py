@@ -15,9 +15,11 @@ from ae_pipeline.features.split import LABEL
 from ae_pipeline.latents.read import published_days
 from ae_pipeline.monitoring.feedback import Mark, MarkKind, MarkState, add_mark
 from ae_pipeline.reports.build import Report
-from ae_pipeline.reports.labels import measure, measure_labels
+from ae_pipeline.reports.labels import measure, measure_labels, normal_scores
 from ae_pipeline.reports.latent_map import reference_rows
-from tests.support.reports import Text, published, reported
+from ae_pipeline.reports.ranking import reported_days
+from ae_pipeline.reports.view import Published
+from tests.support.reports import Text, as_dataset, published, reported
 from tests.support.sensors import Fitted, with_config
 
 pytestmark = pytest.mark.slow
@@ -103,6 +105,32 @@ def test_unflagged_known_anomalies_are_no_reference_rows(labelled: Fitted) -> No
     known = rows.filter(pl.col(LABEL))["row_id"].implode()
     assert normal.height > 100
     assert not normal["row_id"].is_in(known).any()
+
+
+def test_known_anomalies_are_no_part_of_the_calibration_chart(labelled: Fitted, report: Report) -> None:
+    files = list(published_days(labelled.paths).values())
+    rows = pl.read_delta(labelled.paths.latents).join(
+        pl.concat([labelled.features(each).select("row_id", LABEL) for each in labelled.days[-10:]]), on="row_id"
+    )
+    normal = rows.filter(pl.col(LABEL).is_null() | ~pl.col(LABEL))
+    assert 0 < normal.height < rows.height
+    np.testing.assert_array_equal(np.sort(normal_scores(files, as_dataset(labelled))), normal["score"].sort())
+    view = Published(
+        files=published_days(labelled.paths),
+        dataset=as_dataset(labelled),
+        bundle=labelled.bundle,
+        model_version=3,
+        entries=reported_days(labelled.days[-10:], labelled.paths),
+    )
+    charts = view.charts(labelled.days[-1])
+    message = next(chart.message for chart in charts if chart.name == "calibration")
+    calibration = normal.filter(pl.col("date").cast(pl.String).is_in(labelled.window.calibration)).height
+    assert message.startswith(f"{calibration:,} rows of the calibration days")
+    assert "Known anomalies are left out" in message
+    row_id, at = normal["row_id"][0], str(normal["date"][0])
+    mark = Mark(kind=MarkKind.ROW, subject=row_id, state=MarkState.REAL, day=at, rows={row_id: at}, who="ana")
+    add_mark(mark, labelled.paths)
+    assert len(normal_scores(files, as_dataset(labelled))) == normal.height - 1
 
 
 class TestOfAReport:
