@@ -20,6 +20,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ae_pipeline.cli.data_pages import DataPages
+from ae_pipeline.cli.error_pages import http_error_page
 from ae_pipeline.cli.explore_pages import DAY_PAGE, SANDBOX, ExplorePages
 from ae_pipeline.common.errors import PipelineError
 from ae_pipeline.storage.dataset import Dataset
@@ -79,7 +80,8 @@ def data_app(
     paths = {name: dataset.paths for name, dataset in datasets.items() if dataset.paths.store}
     pages = [*DataPages(folder, datasets).routes, *explore.routes]
     routes = [*pages, Route("/{path:path}", answer, methods=["GET"])]
-    return Starlette(routes=routes, middleware=[Middleware(_Refreshing, paths)] if paths else [])
+    middleware = [Middleware(_Refreshing, paths)] if paths else []
+    return Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: http_error_page})
 
 
 class _Refreshing:

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from ae_pipeline.cli.error_pages import error_page
+from ae_pipeline.cli.error_pages import error_page, unknown_dataset
 from ae_pipeline.cli.project import current_user
 from ae_pipeline.common.errors import ConfigError, PipelineError
 from ae_pipeline.common.text import pluralize
@@ -80,7 +80,8 @@ class DataPages:
         except (PipelineError, OSError) as error:  # such as an object store that does not answer
             return error_page(str(error), 503, request)
         if text is None:
-            raise HTTPException(404)
+            name = request.path_params["name"]
+            raise HTTPException(404, f"{name!r} has no published table yet; `ae-pipeline run {name}` makes it")
         return _page(text)
 
     async def _form(self, request: Request) -> Response:
@@ -107,7 +108,7 @@ class DataPages:
         async for chunk in request.stream():
             body += chunk
             if len(body) > _MAX_BODY:
-                raise HTTPException(413)
+                raise HTTPException(413, f"a mark has at most {_MAX_BODY:,} bytes; shorten the note")
         try:
             content = json.loads(body)
         except ValueError:
@@ -133,7 +134,7 @@ class DataPages:
     def _dataset(self, request: Request) -> Dataset:
         dataset = self.datasets.get(request.path_params["name"])
         if dataset is None:
-            raise HTTPException(404)
+            raise unknown_dataset(request.path_params["name"], self.datasets)
         return dataset
 
 

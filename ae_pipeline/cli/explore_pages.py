@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
-from ae_pipeline.cli.error_pages import error_page
+from ae_pipeline.cli.error_pages import error_page, unknown_dataset
 from ae_pipeline.common.errors import PipelineError, PublicationError, StorageError, UnknownVersionError
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.environment import environment_error
@@ -117,7 +117,9 @@ class ExplorePages:
     async def _column(self, request: Request) -> Response:
         from ae_pipeline.reports.explore import column_page
 
-        return await self._answer(request, lambda dataset: column_page(request.path_params["column"], dataset))
+        column = request.path_params["column"]
+        missing = f"there is no page of a column {column!r}; the page Explore lists the columns"
+        return await self._answer(request, lambda dataset: column_page(column, dataset), missing=missing)
 
     async def _latents(self, request: Request) -> Response:
         from ae_pipeline.reports.explore_latents import latents_page
@@ -125,7 +127,7 @@ class ExplorePages:
         return await self._answer(request, latents_page)
 
     async def _row(self, request: Request) -> Response:
-        query = request.query_params
+        row, day = (request.query_params.get(name, "") for name in ("id", "day"))
 
         def page(dataset: Dataset) -> str | None:
             from ae_pipeline.lifecycle.publish import load_table_model
@@ -134,9 +136,10 @@ class ExplorePages:
             if self.tracker is None:
                 return None
             bundle = load_table_model(dataset, self.tracker)[1]
-            return row_page(query.get("id", ""), query.get("day", ""), dataset, bundle)
+            return row_page(row, day, dataset, bundle)
 
-        return await self._answer(request, page)
+        missing = f"there is no row {row!r} on day {day!r}; name both, as the links of a report do"
+        return await self._answer(request, page, missing=missing)
 
     async def _answer(
         self,
@@ -144,6 +147,7 @@ class ExplorePages:
         page: Callable[[Dataset], str | None],
         limiter: CapacityLimiter | None = None,
         name: str = "",
+        missing: str | None = None,
     ) -> Response:
         """Return a page, made in a thread.
 
@@ -155,10 +159,12 @@ class ExplorePages:
             page: Function that makes the page; None if there is none.
             limiter: Limiter of the slow pages; by default that of the quick ones.
             name: Name of the dataset; by default that of the address.
+            missing: Message if the function makes no page.
         """
-        dataset = self.datasets.get(name or request.path_params["name"])
+        name = name or request.path_params["name"]
+        dataset = self.datasets.get(name)
         if dataset is None:
-            raise HTTPException(404)
+            raise unknown_dataset(name, self.datasets)
         try:
             text = await to_thread.run_sync(page, dataset, limiter=limiter or self._quick)
         except (UnknownVersionError, PublicationError) as error:
@@ -166,5 +172,5 @@ class ExplorePages:
         except (PipelineError, OSError) as error:
             return error_page(str(environment_error(error) or error), 503, request)
         if text is None:
-            raise HTTPException(404)
+            raise HTTPException(404, missing)
         return HTMLResponse(text, headers={"Content-Security-Policy": SANDBOX, "Cache-Control": "no-store"})

@@ -454,13 +454,22 @@ def test_columns_scores_and_latents_are_explored(prepared: Dataset, fitted: Fitt
     content = json.loads(latents.split('id="content">')[1].split("</script>")[0])
     assert content["names"][:4] == ["row_id", "day", "score", "is_anomaly"]
     assert len(content["rows"]) == sum(day["rows"] for day in summary_of(prepared)["days"])
-    for missing in (
-        "/explore/other",
-        "/explore/sensors/column/other",
-        "/explore/sensors/row?id=x",
-        "/versions/sensors",
+    for missing, message in (
+        ("/explore/other", "there is no dataset 'other'; choose among sensors"),
+        ("/contract/other", "there is no dataset 'other'; choose among sensors"),
+        ("/mark/other?kind=row&subject=x", "there is no dataset 'other'; choose among sensors"),
+        ("/explore/sensors/column/other", "there is no page of a column 'other'; the page Explore lists the columns"),
+        ("/explore/sensors/row?id=x", "there is no row 'x' on day ''; name both, as the links of a report do"),
+        ("/versions/sensors", "there is nothing at this address; follow a link from the page of all datasets"),
+        ("/reports/other.html", "there is nothing at this address; follow a link from the page of all datasets"),
     ):
-        assert client.get(missing).status_code == 404
+        answer = client.get(missing, headers={"Accept": "application/json"})
+        assert (answer.status_code, answer.json()) == (404, {"message": message})
+        page = client.get(missing)
+        assert page.status_code == 404
+        assert message in html.unescape(page.text)
+        assert '<a href="/">All datasets</a>' in page.text
+    assert client.put("/explore/sensors").status_code == 405
 
 
 def test_features_may_have_the_names_of_the_latent_table(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
