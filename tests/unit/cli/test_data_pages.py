@@ -469,7 +469,6 @@ def test_columns_scores_and_latents_are_explored(prepared: Dataset, fitted: Fitt
         assert page.status_code == 404
         assert message in html.unescape(page.text)
         assert '<a href="/">All datasets</a>' in page.text
-    assert client.put("/explore/sensors").status_code == 405
 
 
 def test_features_may_have_the_names_of_the_latent_table(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
