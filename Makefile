@@ -94,7 +94,7 @@ prose: $(VENV)/.dev
 
 # Every page opens from the disk; its search needs a server: `.venv/bin/python -m http.server --directory site`.
 docs: $(VENV)/.dev
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict # `--quiet` would hide the warnings from `--strict` too
 	@echo "Open site/index.html in a browser."
 
 bench: $(VENV)/.dev

@@ -34,7 +34,7 @@ def main() -> int:
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         sys.exit("there is no chromium; install it")
-    workspace = Project.load().workspace
+    workspace = Project.load(opens_instance=False).workspace
     served = workspace.tracker().version(DATASET, CHAMPION)
     if served is None:
         sys.exit(f"nothing serves for {DATASET!r} so far; `make run` trains a model")
@@ -53,6 +53,13 @@ def main() -> int:
         report = _page(browser, here.file_url(workspace.paths(DATASET).reports / "days" / f"{DAY}.html"), 1200, 1250)
         report.wait_for_selector(".chart svg")
         _keep(report, "day.png")
+        for name, path, height in (
+            ("home.png", "", 960),
+            ("mark.png", f"mark/{DATASET}?kind=cause&subject=air_time&day=&back=reports/{DATASET}/report.html", 640),
+            ("versions.png", f"versions/{DATASET}", 820),
+            ("contract.png", f"contract/{DATASET}", 1000),
+        ):
+            _keep(_page(browser, f"{data}/{path}", 1200, height), name)
         column = _page(browser, f"{data}/explore/{DATASET}/column/dep_delay", 1200, 1150)
         _keep(column, "column.png")
         latents = _page(browser, f"{data}/explore/{DATASET}/latents", 1200, 900)
