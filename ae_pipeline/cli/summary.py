@@ -140,8 +140,11 @@ def _report_lines(paths: DatasetPaths, names: ColumnNames) -> list[str]:
 
 def verdict_line(dataset: Dataset) -> str:
     """Return the verdict on the newest complete day, as the report shows it; empty without one."""
-    assessment = (read_summary(dataset.paths) or {}).get("verdict")
-    return terminal_line(_verdict(assessment)) if assessment else ""
+    summary = read_summary(dataset.paths) or {}
+    if (assessment := summary.get("verdict")) is None:
+        return ""
+    refused = summary.get("refused")  # a report of an earlier version has none
+    return terminal_line(_verdict(assessment) + (f"; {refused}" if refused else ""))
 
 
 def _verdict(assessment: dict[str, Any]) -> str:

@@ -38,6 +38,21 @@ def deleted_files(
     }
 
 
+def refused_and_gone(files: Mapping[str, LandedFile], landed: Collection[str], folder: Path) -> list[str]:
+    """Return the refused files without rows that have left the landing folder, which the next ingestion forgets.
+
+    Args:
+        files: Ledger entries.
+        landed: Files in the landing folder.
+        folder: Landing folder.
+    """
+    return [
+        name
+        for name, entry in files.items()
+        if entry.refused and not entry.staged and name not in landed and _is_readable(folder / name)
+    ]
+
+
 def _is_readable(path: Path) -> bool:
     """Return whether it can be found out if a file exists."""
     try:

@@ -22,6 +22,7 @@ from ae_pipeline.ingestion.deletions import (
     deleted_files,
     empty_landing,
     handle_deletions,
+    refused_and_gone,
     remove_foreign_days,
     remove_unused_copies,
 )
@@ -171,7 +172,11 @@ def unhandled_deletions(dataset: Dataset, landing: Landing | None = None) -> dic
     if landing.files is None or not paths.contract.exists():
         return {}
     contract = contract_in_force(paths.contract, dataset.config)
-    deleted = deleted_files(landing.ledger.files, landing.files, contract, folder)
+    entries = landing.ledger.files
+    deleted = [
+        *deleted_files(entries, landing.files, contract, folder),
+        *refused_and_gone(entries, landing.files, folder),
+    ]
     parents = {name: next(path for path in (folder / name).parents if path.exists()) for name in deleted}
     return {name: parent.stat().st_mtime_ns for name, parent in parents.items()}
 

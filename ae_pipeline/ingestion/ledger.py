@@ -142,6 +142,16 @@ class Ledger:
         """Reason for each file whose newest version cannot be used."""
         return {name: entry.refused for name, entry in self.files.items() if entry.refused}
 
+    @property
+    def refused_message(self) -> str:
+        """Which files are refused, and why the first one is; empty if none is."""
+        if not (refused := self.refused):
+            return ""
+        name, reason = next(iter(refused.items()))
+        if len(refused) == 1:
+            return f"the landed file {name} is refused: {reason}"
+        return f"{len(refused):,} landed files are refused, the first one {name}: {reason}"
+
     def quarantined(self, days: Sequence[str] | None = None) -> dict[str, int]:
         """Return the number of rejected rows for each rule, the most frequent rule first.
 
@@ -175,3 +185,15 @@ class Ledger:
 def landing_order(item: tuple[str, LandedFile]) -> tuple[int, str]:
     """Return a sort key that orders files by the time their content landed."""
     return item[1].landed_ns, item[0]
+
+
+def refused_files(path: Path) -> str:
+    """Return which files of a ledger are refused, and why the first one is; empty if none is, or without a ledger.
+
+    Args:
+        path: Path of the ledger.
+    """
+    try:
+        return Ledger.load(path).refused_message
+    except StorageError:  # the next run says that the ledger is damaged
+        return ""

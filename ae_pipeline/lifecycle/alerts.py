@@ -9,6 +9,7 @@ from ae_pipeline.common.text import pluralize
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger
 from ae_pipeline.monitoring.alerts import Alert, AlertEvent, alerted_subjects, post_due_alerts, raise_alert
 from ae_pipeline.monitoring.verdict import DayAssessment, ReasonKind
+from ae_pipeline.reports.summary import read_summary
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.hashing import hash_json
 from ae_pipeline.storage.session import try_to_hold_dataset
@@ -92,6 +93,8 @@ def alert_broken_contract(
         message = "; ".join(messages)
         alert = Alert(event=event, key=key, message=message, run_id=run_id, subjects=tuple(subjects))
         raise_and_show(alert, dataset)
+    elif ledger.refused_message != (read_summary(dataset.paths) or {}).get("refused", ""):
+        _show(dataset)  # a file is mended or gone
 
 
 def _refused_message(refused: dict[str, LandedFile]) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ae_pipeline.common.errors import StorageError
+from ae_pipeline.common.escape import escape_markdown
 from ae_pipeline.common.text import pluralize
 from ae_pipeline.config.display import PLAIN, ColumnNames
 from ae_pipeline.ingestion.names import column_names
@@ -209,6 +210,7 @@ def _show_in_mlflow(
         if newest.since:
             tracker.tag_run(version.run_id, SINCE_TAG, newest.since)
         tracker.tag_run(version.run_id, REPORT_TAG, address)
+        tracker.lead_description(version.run_id, f"**{escape_markdown(verdict)}** [Open the report]({address}).")
         if facts := PublishedFacts.of_summary(read_summary(dataset.paths) or {}):
             tracker.tag_run(version.run_id, PUBLISHED_TAG, facts.model_dump_json())
         tracker.describe_experiment(dataset.name, experiment_note(dataset.config, verdict, address))

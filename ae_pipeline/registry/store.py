@@ -43,6 +43,9 @@ _LOCATION_TAG = "place"
 _KIND_TAG = "mlflow.experimentKind"
 """Tag of an experiment that the UI chooses its pages by; without it, a page of token usage comes first."""
 
+_END_OF_LEAD = "\n\n<!-- end of the verdict -->\n\n"
+"""End of the paragraph that reports put before the description of a run. MLflow does not show it."""
+
 _OWN_NOTE_TAG = "note_digest"
 """Tag of an experiment with the hash of the description that a training set, which tells it from a person's."""
 
@@ -290,6 +293,18 @@ class Tracker:
         """Set a tag of a run, or raise `StorageError` if the store does not answer."""
         with self._answers():
             self.client.set_tag(run_id, key, value[:5000])
+
+    def lead_description(self, run_id: str, lead: str) -> None:
+        """Put a paragraph before the description of a run, in place of an earlier one. The rest of the text stays.
+
+        Args:
+            run_id: The run.
+            lead: The paragraph, Markdown.
+        """
+        with self._answers():
+            note = self.client.get_run(run_id).data.tags.get(NOTE_TAG, "")
+            rest = note.partition(_END_OF_LEAD)[2] if _END_OF_LEAD in note else note
+            self.client.set_tag(run_id, NOTE_TAG, f"{lead}{_END_OF_LEAD}{rest}"[:5000])
 
     def tag_version(self, dataset: str, version: int, tags: Mapping[str, str]) -> None:
         """Set tags of a version, in the given order."""

@@ -21,6 +21,7 @@ from ae_pipeline.common.errors import ConfigError
 from ae_pipeline.common.escape import escape_json_in_html
 from ae_pipeline.common.text import one_in, pluralize, printable, short_number
 from ae_pipeline.encoding.event_time import EVENT_TIME
+from ae_pipeline.ingestion.ledger import refused_files
 from ae_pipeline.ingestion.names import column_names
 from ae_pipeline.monitoring.alerts import alerts_of
 from ae_pipeline.monitoring.daily_drift import read_drift
@@ -74,7 +75,7 @@ def refresh_operations(dataset: Dataset) -> None:
     """Render the page over all days again, with the current marks, drift, alerts, versions and pages of days.
 
     The verdicts on the page and in `summary.json` leave out known rows, causes and days, and say since when they hold.
-    Nothing else changes.
+    Both say which landed files are refused. Nothing else changes.
     Nothing happens without a page, or if another version of the package wrote it. Without readable ranked rows the
     verdict stays as it is.
 
@@ -83,6 +84,7 @@ def refresh_operations(dataset: Dataset) -> None:
     """
     if (context := _read_context(dataset.paths)) is not None:
         variables = _with_marks(context["variables"], dataset)
+        variables["summary"]["refused"] = refused_files(dataset.paths.ledger)
         write_report_file(
             dataset.paths.reports / "summary.json", json.dumps(variables["summary"], indent=1), dataset.paths
         )

@@ -69,6 +69,7 @@ def _home_entry(name: str, paths: DatasetPaths, description: str, *, is_served: 
         "name": name,
         "description": description,
         "verdict": verdict and {"state": None, "since": "", **verdict},
+        "refused": summary.get("refused", ""),
         "version": summary.get("model_version"),
         "days": days,
         "highest": max([1, *(entry["flagged"] for entry in days)]),

@@ -182,6 +182,7 @@ class Summary(Section):
     filling: FillingDay | None = Field(
         default=None, description="The newest day, if it is still filling; null if it is complete."
     )
+    refused: str = Field(default="", description="Which landed files are refused, and why; empty if none is.")
     groups: list[AlertGroup] = Field(description="Causes of the listed rows, the most frequent first.")
     alignment: dict[str, Any] | None = Field(
         description="Comparison of the latents with those of the previous version."

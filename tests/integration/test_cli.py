@@ -229,6 +229,10 @@ def test_a_file_with_other_columns_blocks_no_other_file(root: Path, first_output
     assert "flights_ingest 2013-01-09" in done.stdout
     assert "flights_publish 2013-01-09" in done.stdout
     assert [alert.event for alert in alerts_of(DatasetPaths(root / "data", "flights"))] == ["contract_broken"]
+    assert "the landed file bad.csv is refused: the columns of 'flights'" in done.stdout.splitlines()[-1]
+    after = _run(root, "run", "flights")
+    assert "flights_intake" in after.stdout  # the file is gone
+    assert "refused" not in after.stdout.split("flights ───")[-1]
 
 
 def test_a_port_in_use_is_an_error_before_any_server_starts(root: Path) -> None:

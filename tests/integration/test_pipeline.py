@@ -460,6 +460,10 @@ def test_known_anomalies_do_not_use_up_the_alert_budget(labeled_run: LabeledRun)
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.data.tags["newest verdict"] == shown
+    description = run.data.tags["mlflow.note.content"]
+    assert description.startswith("**")
+    assert "[Open the report](" in description.splitlines()[0]
+    assert "model version" in description.partition("<!-- end of the verdict -->")[2]
     assert run.info.run_name == "version 1 (passed), all rows"
     address = "http://127.0.0.1:3001/reports/orders/report.html"
     assert run.data.tags["report"] == address

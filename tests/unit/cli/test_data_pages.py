@@ -24,11 +24,13 @@ from ae_pipeline.cli.data_files import data_app
 from ae_pipeline.cli.guard import Guard, access
 from ae_pipeline.cli.mark import MarkOptions
 from ae_pipeline.cli.mark import mark as cli_mark
+from ae_pipeline.cli.summary import verdict_line
 from ae_pipeline.common.errors import BundleError, ConfigError, StorageError
 from ae_pipeline.common.text import one_in
 from ae_pipeline.config.columns import ColumnDisplay
 from ae_pipeline.features.split import LABEL
 from ae_pipeline.gate.blindness import RecentAlerts
+from ae_pipeline.ingestion.ledger import LandedFile, Ledger
 from ae_pipeline.latents.files import TableFiles
 from ae_pipeline.latents.read import published_day, published_days
 from ae_pipeline.lifecycle.feedback import mark_and_show, reviewed_rows, without_false_alarms
@@ -263,6 +265,30 @@ def test_the_contract_shows_figures_and_correlates(
     assert f"DeltaTable({str(moved / 'latents' / 'sensors')!r})" in text
     assert str(prepared.paths.root) not in text
     assert client.get("/contract/other").status_code == 404
+
+
+def test_pages_say_which_landed_files_are_refused(dataset: Dataset) -> None:
+    client = client_of(dataset)
+
+    def shown(refused: dict[str, str]) -> tuple[str, ...]:
+        entry = LandedFile(size=1, modified_ns=1, sha256="0", landed_ns=1, contract="c", staged=None)
+        Ledger({name: replace(entry, refused=reason) for name, reason in refused.items()}).save(dataset.paths.ledger)
+        refresh_operations(dataset)
+        pages = [client.get(path).text for path in ("/", "/reports/sensors/report.html")]
+        return (*map(html.unescape, pages), verdict_line(dataset), str(summary_of(dataset)["refused"]))
+
+    dataset.paths.ledger.parent.mkdir(parents=True, exist_ok=True)
+    assert all("refused" not in text.split("<script")[0] for text in shown({}))
+    home, report, line, words = shown({"a<b>.csv": "it has no rows"})
+    assert words == "the landed file a<b>.csv is refused: it has no rows"
+    assert "The landed file a<b>.csv is refused: it has no rows." in home
+    assert "The landed file a<b>.csv is refused: it has no rows." in report
+    assert line.endswith(f"; {words}")
+    *_, words = shown({"a.csv": "it has no rows", "b.csv": "it is empty"})
+    assert words == "2 landed files are refused, the first one a.csv: it has no rows"
+    dataset.paths.ledger.write_text("damaged")
+    refresh_operations(dataset)
+    assert summary_of(dataset)["refused"] == ""
 
 
 def mark_of_newest_day(dataset: Dataset) -> Mark:

@@ -249,6 +249,20 @@ class TestDescription:
         tracker.describe_experiment("noted", "third")
         assert note() == "ask Ada first. second"
 
+    def test_a_description_of_a_run_starts_with_the_newest_paragraph(self, tracker: Tracker) -> None:
+        run = tracker.client.create_run(tracker.experiment("led"), tags={"mlflow.note.content": "# the card"})
+
+        def note() -> str:
+            return str(tracker.client.get_run(run.info.run_id).data.tags["mlflow.note.content"])
+
+        for lead in ("calm", "wrong"):
+            tracker.lead_description(run.info.run_id, lead)
+            assert note().splitlines() == [lead, "", "<!-- end of the verdict -->", "", "# the card"]
+        tracker.client.set_tag(run.info.run_id, "mlflow.note.content", f"{note()} and a note of Ada")
+        tracker.lead_description(run.info.run_id, "calm")
+        assert note().splitlines()[0] == "calm"
+        assert note().endswith("# the card and a note of Ada")
+
 
 class TestRetry:
     def test_a_retry_continues_its_run_and_leaves_one_version(
