@@ -225,7 +225,7 @@ def chosen_sizes(
     sizes["alerts.budget"] = choose_budget(rows["calibration"])
     if images is not None:
         sizes[IMAGE_BUDGET] = choose_budget(images)
-    sizes["training.batch_size"] = choose_batch_size(rows["train"])
+    sizes["training.batch_size"] = choose_batch_size(rows["train"], width or 1)
     if width is not None:
         sizes["model.latent_dim"] = default_latent_dim(width)
     return {key: value for key, value in sizes.items() if get_value(config, key) is None}

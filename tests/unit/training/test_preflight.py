@@ -116,6 +116,12 @@ class TestChoice:
         assert size in {8, 16, 32, 64, 128, 256, 512}
         assert size == 8 or rows >= 16 * size
 
+    @given(st.integers(1, 10**6), st.integers(1, 10**9))
+    def test_a_batch_of_large_images_is_bounded_in_bytes(self, rows: int, width: int) -> None:
+        size = choose_batch_size(rows, width)
+        assert size == 1 or 4 * size * width <= 256 << 20
+        assert size == choose_batch_size(rows) or 4 * 2 * size * width > 256 << 20
+
 
 class TestCheck:
     @pytest.mark.parametrize(("count", "rows"), [(1, 20), (2, 10), (2, 5000), (3, 9), (21, 24), (30, 1), (400, 1000)])
