@@ -16,7 +16,8 @@ from ae_pipeline.encoding.table_encoder import ColumnEncoding, LeftOut, Matrix
 _TYPE_RANGES = {"uint8": (0.0, 255.0), "uint16": (0.0, 65535.0)}
 """Lowest and highest value of the integer types of images."""
 
-_FIT_BATCH_ROWS = 1024
+_BATCH_ROWS, _BATCH_BYTES = 1024, 32 << 20
+"""Images, and size of their pixels, of which there is a copy at once."""
 
 
 class ImageEncoder(Section):
@@ -79,10 +80,16 @@ class ImageEncoder(Section):
         """
         if self.name not in features.columns:
             raise BundleError(f"features lack column {self.name!r}, on which this model was fitted")
-        values = pixels(features[self.name], self.image).transpose(0, 3, 1, 2)
         offset, scale = (np.asarray(part, np.float32).reshape(-1, 1, 1) for part in (self.offset, self.scale))
-        encoded: Matrix = (values.astype(np.float32) - offset) / scale
-        return np.ascontiguousarray(encoded)
+        encoded: Matrix = np.empty((features.height, *self.shape), np.float32)
+        start = 0
+        for values in pixel_batches(features[self.name], self.image):
+            part = encoded[start : start + len(values)]
+            part[:] = values.transpose(0, 3, 1, 2)
+            part -= offset
+            part /= scale
+            start += len(values)
+        return encoded
 
     def decode(self, encoded: npt.NDArray[np.floating], features: pl.DataFrame) -> pl.DataFrame:  # noqa: ARG002
         """Decode tensors, shape (n, channels, height, width), to the stored type of the images: rounded and clipped."""
@@ -108,15 +115,18 @@ def pixels(images: pl.Series, shape: ImageShape) -> npt.NDArray[np.generic]:
     Raises:
         BundleError: The column does not contain images of this shape.
     """
-    dtype = _stored_type(shape)
-    size = shape.height * shape.width * shape.channels * dtype.itemsize
+    size = _image_bytes(shape)
     if images.dtype != pl.Binary or (images.len() and (images.has_nulls() or (images.bin.size() != size).any())):
         raise BundleError(
             f"column {images.name!r} does not contain images of {shape.height}×{shape.width}×{shape.channels} "
             f"{shape.dtype}, {size} bytes each, on which this model was fitted; use features of the same dataset"
         )
-    flat = np.frombuffer(b"".join(images.to_list()), dtype)
+    flat = np.frombuffer(b"".join(images.to_list()), _stored_type(shape))
     return flat.reshape(-1, shape.height, shape.width, shape.channels)
+
+
+def _image_bytes(shape: ImageShape) -> int:
+    return shape.height * shape.width * shape.channels * _stored_type(shape).itemsize
 
 
 def _stored_type(shape: ImageShape) -> np.dtype[np.generic]:
@@ -142,15 +152,15 @@ def fit_image_encoder(
         raise TrainingError(
             f"column {name!r} contains no images by the schema contract; set images.column to the column that does"
         )
-    parts = list(_pixel_batches(features[name], shape))
-    low, high = min(float(part.min()) for part in parts), max(float(part.max()) for part in parts)
+    ends = [(float(part.min()), float(part.max())) for part in pixel_batches(features[name], shape)]
+    low, high = min(low for low, _ in ends), max(high for _, high in ends)
     if low == high:
         raise TrainingError(f"every pixel of {name!r} in the training window is {low:g}; train on other images")
     low, high = _TYPE_RANGES.get(shape.dtype, (low, high))
     if scaling == Scaling.STANDARD:
         count = features.height * shape.height * shape.width
-        offset = sum(part.sum((0, 1, 2), dtype=np.float64) for part in parts) / count
-        squares = sum(np.square(part - offset).sum((0, 1, 2)) for part in parts) / count
+        offset = sum(part.sum((0, 1, 2), dtype=np.float64) for part in pixel_batches(features[name], shape)) / count
+        squares = sum(np.square(part - offset).sum((0, 1, 2)) for part in pixel_batches(features[name], shape)) / count
         std = np.atleast_1d(np.sqrt(squares))
         # A constant channel, such as opaque alpha, gets the mean scale of the others.
         scale = np.where(std > 0, std, std[std > 0].mean() if std.any() else 1.0)
@@ -172,6 +182,12 @@ def fit_image_encoder(
     )
 
 
-def _pixel_batches(images: pl.Series, shape: ImageShape) -> Iterator[npt.NDArray[np.generic]]:
-    for start in range(0, images.len(), _FIT_BATCH_ROWS):
-        yield pixels(images[start : start + _FIT_BATCH_ROWS], shape)
+def pixel_batches(images: pl.Series, shape: ImageShape) -> Iterator[npt.NDArray[np.generic]]:
+    """Yield the pixels of an image column as `pixels` does, a few images at once, because they are copied.
+
+    Raises:
+        BundleError: The column does not contain images of this shape.
+    """
+    rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES // _image_bytes(shape)))
+    for start in range(0, max(images.len(), 1), rows):
+        yield pixels(images[start : start + rows], shape)

@@ -27,7 +27,7 @@ MIN_FITTED_ROWS, MIN_CALIBRATION_ROWS = 16, 3
 RANKED_ROWS = 1000
 """Rows of a dataset without event time from which a hash assigns each row to a part. Fewer rows are ranked by it."""
 
-_MIN_BATCH_SIZE, _STEPS_PER_EPOCH = 8, 16
+_MIN_BATCH_SIZE, _STEPS_PER_EPOCH, _BATCH_BYTES = 8, 16, 256 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,11 +126,20 @@ def choose_budget(rows: int) -> float:
     return min(math.ceil(round(lowest * power, 9)) / power, 0.9)
 
 
-def choose_batch_size(rows: int) -> int:
+def choose_batch_size(rows: int, width: int = 1) -> int:
     """Return the batch size for a number of training rows: the standard one, or less for 16 steps per epoch.
+
+    A batch of large images takes at most 256 MiB.
+
+    Args:
+        rows: Number of training rows.
+        width: Number of encoded values of a row.
 
     >>> choose_batch_size(300_000), choose_batch_size(1000), choose_batch_size(30)
     (512, 32, 8)
+    >>> choose_batch_size(300_000, 64 * 64 * 3), choose_batch_size(300_000, 1024 * 1536 * 3)
+    (512, 8)
     """
     fitting = 1 << max(0, (rows // _STEPS_PER_EPOCH).bit_length() - 1)
-    return min(BATCH_SIZE, max(_MIN_BATCH_SIZE, fitting))
+    in_memory = 1 << max(0, (_BATCH_BYTES // (4 * width)).bit_length() - 1)
+    return min(BATCH_SIZE, max(_MIN_BATCH_SIZE, fitting), in_memory)

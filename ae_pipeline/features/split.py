@@ -27,6 +27,8 @@ LABEL = "is_known_anomaly"
 USABLE = "is_for_training"
 """Feature column that is true for rows that fulfil `training.where`."""
 
+_LARGE_ROW_BYTES = 1 << 16
+"""Size of a row, such as an image, from which rows are read in batches."""
 _SAMPLING_SEED = 2
 """Seed of the hash that samples rows. It differs from the seed of the split, so that the two are independent."""
 
@@ -121,7 +123,9 @@ class Window:
         """
         count = self.count(part, paths) if most is not None else 0
         if most is None or count <= most:
-            rows = pl.concat(self.batches(part, paths, columns, at_once=None))
+            # A batch has the rows of all parts, of which only some stay.
+            size = row_bytes(footer_of(paths.features(ALL_ROWS)), columns) if self.train == (ALL_ROWS,) else 0.0
+            rows = pl.concat(self.batches(part, paths, columns, 0 if size > _LARGE_ROW_BYTES else None))
         else:
             with_identity = None if columns is None else ("row_id", *columns)
             samples = [sample_by_hash(batch, most / count) for batch in self.batches(part, paths, with_identity)]

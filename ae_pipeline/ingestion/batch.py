@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from ae_pipeline.common.errors import SchemaError
 from ae_pipeline.config.columns import ColumnType
+from ae_pipeline.ingestion.already_read import AlreadyRead
 from ae_pipeline.ingestion.conform import AFTER_LAST_DAY, check_columns, conform
 from ae_pipeline.ingestion.contract import SchemaContract, required_columns
 from ae_pipeline.ingestion.copy_writer import Copy, CopyWriter
@@ -33,7 +34,7 @@ from ae_pipeline.ingestion.ledger import LandedFile
 from ae_pipeline.ingestion.packs import IMAGE_FACT, entries_fact, packed_entries
 from ae_pipeline.ingestion.readers.bounds import read_bounded
 from ae_pipeline.ingestion.readers.failures import library_errors_as
-from ae_pipeline.ingestion.readers.files import ReadOptions, leave_out, read_file
+from ae_pipeline.ingestion.readers.files import ReadOptions, read_file
 from ae_pipeline.ingestion.readers.image_rows import ImageRow, binary_of, frame_of, read_image_row
 from ae_pipeline.ingestion.readers.pictures import is_image
 from ae_pipeline.ingestion.rows import IMAGE_STRUCT, FileRows, UnreadableFileError, plain_text
@@ -78,7 +79,7 @@ class StagingBatch:
         return any(size >= limit for size, limit in sizes)
 
     def examine(
-        self, name: str, path: Path, previous: LandedFile | None, read: FileRows | None = None
+        self, name: str, path: Path, previous: LandedFile | None, read: AlreadyRead | None = None
     ) -> tuple[LandedFile, FileRows | ImageRow | None]:
         """Read a file. Threads may examine several files at once.
 
@@ -86,7 +87,7 @@ class StagingBatch:
             name: Path of the file below the landing folder.
             path: Path of the file.
             previous: Ledger entry of an earlier version, or None.
-            read: Rows of the file, if it was read for the first schema contract.
+            read: Rows of the file, if it was read for the first schema contract. It is read again if it has changed.
 
         Returns:
             The ledger entry, and the rows to stage; None if the file needs no staging, because it is unchanged, cannot
@@ -101,10 +102,11 @@ class StagingBatch:
         if unchanged := unchanged_entry(entry, previous, rules, self._paths):
             return unchanged, None
         try:
-            if not read and (row := read_image_row(name, data, self._options)):
-                self._check_image(row)
-                return entry, row
-            file = leave_out(read, self._options) if read else read_file(name, data, self._options)
+            file = read.rows_under(self._options, stat) if read else None
+            file = file or read_image_row(name, data, self._options) or read_file(name, data, self._options)
+            if isinstance(file, ImageRow):
+                self._check_image(file)
+                return entry, file
             entry = replace(entry, skipped=dict(file.skipped))
             check_file(name, file, self._contract, self._config)
         except UnreadableFileError as error:
@@ -142,9 +144,13 @@ class StagingBatch:
             StorageError: The disk is full, or a folder cannot be written.
         """
         by_schema: dict[tuple[tuple[str, pl.DataType], ...], list[str]] = {}
+        last: tuple[tuple[str, pl.DataType], ...] = ()
+        names: list[str] = []
         for name, (file, *_) in self._pending.items():
             schema = file.schema if isinstance(file, ImageRow) else tuple(file.rows.schema.items())
-            by_schema.setdefault(schema, []).append(name)
+            if schema is not last:  # the hash of a schema takes a tenth of the time of a small image
+                last, names = schema, by_schema.setdefault(schema, [])
+            names.append(name)
         entries: dict[str, LandedFile] = {}
         copies: list[Copy] = []
         for names in by_schema.values():

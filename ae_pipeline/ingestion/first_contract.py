@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,13 +13,18 @@ from ae_pipeline.common.text import pluralize
 from ae_pipeline.config.columns import RESERVED_COLUMNS
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.config.source import Dialect
+from ae_pipeline.ingestion.already_read import AlreadyRead
 from ae_pipeline.ingestion.contract import is_needed, save_contract
+from ae_pipeline.ingestion.images import image_bytes
 from ae_pipeline.ingestion.inference import infer_contract
 from ae_pipeline.ingestion.landing_folder import landing_folder
+from ae_pipeline.ingestion.read_ahead import NewFile, images_at_once, read_ahead, reads_ahead
 from ae_pipeline.ingestion.readers.bounds import read_bounded
 from ae_pipeline.ingestion.readers.files import ReadOptions, is_in_parts, read_file, read_parts
 from ae_pipeline.ingestion.readers.image_metadata import load_image_metadata
+from ae_pipeline.ingestion.readers.image_rows import ImageRow, frame_of, read_image_row
 from ae_pipeline.ingestion.readers.large_text import scan_text
+from ae_pipeline.ingestion.readers.pictures import is_image
 from ae_pipeline.ingestion.rows import IMAGE_STRUCT, ORIGIN_COLUMNS, FileRows, UnreadableFileError
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import detach
@@ -27,8 +32,8 @@ from ae_pipeline.storage.parquet import detach
 _SAMPLED_FILES, _SAMPLED_CELLS = 64, 2**21
 """Size of the sample that a contract is inferred from: files (up to twice as many), and rows × columns of all."""
 
-_KEPT_CELLS = 2**23
-"""Maximum rows × columns of the files that are kept until they are validated."""
+_KEPT_CELLS, _KEPT_IMAGE_BYTES = 2**23, 32 << 20
+"""Maximum rows × columns of the files, and size of the images, that are kept until they are validated."""
 
 logger = logging.getLogger(__name__)
 
@@ -49,10 +54,10 @@ class _Sample:
     rows: pl.DataFrame
     skipped: Mapping[str, str]
     dialect: Dialect | None
-    file: FileRows | None
+    file: AlreadyRead | None
 
 
-def infer_and_save_contract(dataset: Dataset, landed: Mapping[str, Path]) -> dict[str, FileRows]:
+def infer_and_save_contract(dataset: Dataset, landed: Mapping[str, Path]) -> dict[str, AlreadyRead]:
     """Infer a schema contract from some of the landed files, and write it.
 
     A file that lacks an identity, event time or image column does not count if others have them. It is refused later.
@@ -95,13 +100,11 @@ def infer_and_save_contract(dataset: Dataset, landed: Mapping[str, Path]) -> dic
         logger.info(f"text files: {dialect}, as found in {name}; the schema contract now expects it")
     for column, why in skipped.items():
         logger.warning(f"column {column!r} is not read: {why}")
-    if config.images:
-        return {}
     return {sample.name: sample.file for sample in samples if sample.file}
 
 
 def _samples(
-    names: Iterable[str],
+    names: Sequence[str],
     landed: Mapping[str, Path],
     config: PipelineConfig,
     options: ReadOptions,
@@ -110,18 +113,38 @@ def _samples(
 ) -> tuple[list[_Sample], str]:
     """Return samples of up to `count` files with rows, and the first problem."""
     samples: list[_Sample] = []
-    for name in names:
+    kept_bytes = 0
+
+    def read(file: NewFile) -> tuple[_Sample | None, str]:
         try:
-            sample, reason = _sample(name, landed[name], options, config, count)
+            return _sample(file.name, file.path, options, config, count)
         except UnreadableFileError as error:
-            problem = problem or f" ({name}: {error})"
-            continue
+            return None, f" ({file.name}: {error})"
+
+    files = [NewFile(name, landed[name], None) for name in names]
+    is_ahead = count == len(files) and reads_ahead(files)
+    threads = images_at_once(config.source.limits.pixels)
+    results = read_ahead(read, files, lambda result: _image_bytes(result[0]), threads) if is_ahead else map(read, files)
+    for sample, reason in results:
         problem = problem or reason
         if sample:
-            samples.append(sample)
+            kept_bytes += _image_bytes(sample)
+            samples.append(sample if kept_bytes <= _KEPT_IMAGE_BYTES else replace(sample, file=None))
         if len(samples) == count:
             break
     return samples, problem
+
+
+def _image_bytes(sample: _Sample | None) -> int:
+    """Return the size of the images of a file that is kept."""
+    file = sample.file.file if sample and sample.file else None
+    if isinstance(file, ImageRow):
+        return file.pixels.nbytes
+    return sum(image_bytes(file.rows[name]) for name in _image_columns(file)) if file else 0
+
+
+def _image_columns(file: FileRows) -> list[str]:
+    return [column for column, dtype in file.rows.schema.items() if dtype == IMAGE_STRUCT]
 
 
 def _sample(
@@ -129,19 +152,26 @@ def _sample(
 ) -> tuple[_Sample | None, str]:
     if is_in_parts(name, path, options):
         return _sample_of_parts(name, path, options, config, count)
-    file = read_file(name, read_bounded(path, config.source.limits), options)
-    _check_skipped(file, config)
-    if file.rows.is_empty():
-        return None, f" ({name}: {file.rejected['reason'][0]})" if file.rejected.height else ""
+    stat = path.stat()
+    data = read_bounded(path, config.source.limits)
+    read = read_image_row(name, data, options) or read_file(name, data, options)
+    if isinstance(read, ImageRow):
+        rows = frame_of([read], pl.Series([None], dtype=pl.Binary)).drop(*ORIGIN_COLUMNS)
+        return _Sample(name, rows, {}, None, AlreadyRead.of(read, stat)), ""
+    _check_skipped(read, config)
+    if read.rows.is_empty():
+        return None, f" ({name}: {read.rejected['reason'][0]})" if read.rejected.height else ""
     # The inference needs the shape of images only; their bytes would fill the memory.
-    images = [column for column, dtype in file.rows.schema.items() if dtype == IMAGE_STRUCT]
+    images = _image_columns(read)
     without_bytes = (pl.col(column).struct.with_fields(data=pl.lit(None, pl.Binary)) for column in images)
     # Sampled over the whole file and detached, because a slice would keep all rows in memory.
-    step = _step(file.rows.height, file.rows.width, count)
-    rows = file.rows.drop(*ORIGIN_COLUMNS).gather_every(step).with_columns(*without_bytes)
-    is_kept = not images and file.rows.height * file.rows.width * count < _KEPT_CELLS
-    whole = file if is_kept else None
-    return _Sample(name, rows if is_kept else detach(rows), file.skipped, file.dialect, whole), ""
+    step = _step(read.rows.height, read.rows.width, count)
+    rows = read.rows.drop(*ORIGIN_COLUMNS).gather_every(step).with_columns(*without_bytes)
+    is_small = read.rows.height * read.rows.width * count < _KEPT_CELLS
+    # Arrays in tables are read with their type in the schema contract.
+    is_kept = is_small and (is_image(name) or not config.images)
+    whole = AlreadyRead.of(read, stat) if is_kept else None
+    return _Sample(name, rows if is_kept and not images else detach(rows), read.skipped, read.dialect, whole), ""
 
 
 def _sample_of_parts(

@@ -98,7 +98,7 @@ def decode_image(data: bytes, max_pixels: int | None = None) -> Pixels:
 
 
 def _decode(data: bytes, max_pixels: int | None, orientation: int | None = None) -> Pixels:
-    with _quiet, Image.open(io.BytesIO(data), formats=_FORMATS) as opened:
+    with quiet, Image.open(io.BytesIO(data), formats=_FORMATS) as opened:
         if max_pixels is not None and opened.width * opened.height > max_pixels:
             raise UnreadableImageError(
                 f"it has {opened.width:,}×{opened.height:,} pixels, but source.limits.pixels is {max_pixels:,}; land a "
@@ -158,7 +158,7 @@ def _orientation_of(data: bytes) -> int:
     """Return the orientation of a file that cannot be decoded as it is; 1 if its metadata cannot be read either."""
     with (
         suppress(*_DECODING_ERRORS, *_SIZE_ERRORS),
-        _quiet,
+        quiet,
         Image.open(io.BytesIO(data), formats=_FORMATS) as image,
     ):
         return _orientation(image)
@@ -189,7 +189,8 @@ class _Quiet:
                 self._filters.close()
 
 
-_quiet = _Quiet()
+quiet = _Quiet()
+"""Context of all that decodes images. Around many of them, it saves the time to change the filters for each."""
 
 
 def _without_metadata(data: bytes) -> bytes | None:

@@ -38,9 +38,10 @@ from ae_pipeline.ingestion.landing_folder import (
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger
 from ae_pipeline.ingestion.moves import moved_identities
 from ae_pipeline.ingestion.packs import repack
+from ae_pipeline.ingestion.read_ahead import NewFile
 from ae_pipeline.ingestion.readers.pictures import is_image
 from ae_pipeline.ingestion.removal import accept_removal, find_removal, keep_settings
-from ae_pipeline.ingestion.stage_files import NewFile, stage_files
+from ae_pipeline.ingestion.stage_files import stage_files
 from ae_pipeline.ingestion.staged import keep_contract
 from ae_pipeline.ingestion.whole_copies import WholeCopies
 from ae_pipeline.storage.dataset import Dataset

@@ -22,6 +22,9 @@ ROW_GROUP = 122_880
 
 _MIN_BATCH_ROWS, _BATCH_CELLS, _BATCH_BYTES = 1024, 2**22, 2**25
 
+_IMAGE_GROUP_BYTES = 2**23
+"""Size of a row group of images. Several groups are in memory while a file is written, and pixels compress alone."""
+
 _FAST: Mapping[str, Any] = {"compression": "lz4", "use_dictionary": False, "write_statistics": False}
 
 _HEAD_ROWS = 1000
@@ -135,8 +138,13 @@ def encoding_of(table: "pa.Table", *, fast: bool) -> Mapping[str, Any]:
 
 
 def rows_per_group(table: "pa.Table") -> int:
-    """Return the number of rows of the row groups in which a table is written."""
-    return rows_per_batch(table.num_columns, table.nbytes / max(table.num_rows, 1))
+    """Return the number of rows of the row groups in which a table is written. Those of images are smaller."""
+    import pyarrow as pa
+
+    bytes_per_row = table.nbytes / max(table.num_rows, 1)
+    rows = rows_per_batch(table.num_columns, bytes_per_row)
+    has_images = any(pa.types.is_large_binary(field.type) for field in table.schema)
+    return max(1, min(rows, int(_IMAGE_GROUP_BYTES / max(bytes_per_row, 1.0)))) if has_images else rows
 
 
 def _repeating_columns(table: "pa.Table") -> list[str]:

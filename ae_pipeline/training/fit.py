@@ -227,19 +227,20 @@ def fit_detector(
     streamed = all_rows if all_rows is not None and all_rows.exceed_memory(train_rows, row_bytes) else None
     if streamed is not None:
         refuse_streaming(config.training)
-        limit = max(memory_budget.MIN_ROWS, streamed.memory // row_bytes)
+        limit = memory_budget.rows_within(streamed.memory, row_bytes)
         validation_rows = sample_rows(validation_rows, limit, _SAMPLE_SEED)
     validation = torch.from_numpy(encoder.encode(validation_rows)).to(device)
     untrained_loss = evaluate(model, loss, validation, config.training.beta)
 
     is_warm, regularizer = _start_from(previous, model, loss, encoder, train_rows, config)
     encoded: TrainingRows
-    settings = config.training
+    settings, is_table = config.training, isinstance(encoder, TableEncoder)
     # Workers hold the rows on their devices, and this process does not train.
     training_device = device if settings.workers == 1 else torch.device("cpu")
     if streamed is not None:
         encoded = _encode_to_disk(streamed, encoder, config, previous if regularizer else None, device)
-        for_ensemble = [encoder.encode(rows) for rows in _ensemble_rows(train_rows, validation_rows, streamed)]
+        samples = _ensemble_rows(train_rows, validation_rows, streamed) if is_table else []
+        for_ensemble = [encoder.encode(rows) for rows in samples]
     else:
         for_ensemble = [encoder.encode(train_rows), validation.cpu().numpy()]
         latents = regularizer.latents if regularizer else None
@@ -262,6 +263,8 @@ def fit_detector(
     if rows * math.prod(encoder.shape) > _SLOW_ELEMENTS:
         logger.info(f"fitting scores on {rows:,} rows")
     mean_input = encoded.mean()
+    if not is_table:
+        for_ensemble.clear()  # images have no ensemble, and would stay in memory while the scores are fitted
     del encoded
     fit_loss_statistics(model, loss, statistics_rows(encoder, train_rows, validation))
     del validation
@@ -316,7 +319,7 @@ def _encode_to_disk(
     packing = Packing.of(encoder)
     row_bytes = 4 * (packing.width + (previous.model.latent_dim if previous else 0))
     # Four blocks are in memory: the present one, its shuffled copy, the rest of the last one, and the prefetched one.
-    batch_size = config.training.batch_size or choose_batch_size(all_rows.train)
+    batch_size = config.training.batch_size or choose_batch_size(all_rows.train, math.prod(encoder.shape))
     blocks = blocks_for(all_rows.train, row_bytes, all_rows.memory // 4, batch_size)
     encoded = ((encoder.encode(rows), previous.encode(rows) if previous else None) for rows in all_rows.batches())
     return OnDisk(all_rows.folder, encoded, packing, blocks, config.training.seed, device)

@@ -107,7 +107,7 @@ def _train(
     device = train_rows.device
     # Rows are shuffled where they are: copying the order of many rows to a device would take longer than an epoch.
     order = generator if device.type == "cpu" else torch.Generator(device).manual_seed(generator.initial_seed())
-    batch_size = config.batch_size or choose_batch_size(len(train_rows))
+    batch_size = config.batch_size or choose_batch_size(len(train_rows), math.prod(validation_rows.shape[1:]))
     steps_per_epoch = 1 if config.optimizer == "gd" else math.ceil(len(train_rows) / batch_size)
     step = TrainingStep(
         model=model,

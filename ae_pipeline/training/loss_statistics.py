@@ -15,9 +15,14 @@ from ae_pipeline.training.tails import MIN_TAIL_ROWS
 _MAX_ROWS, _MAX_ELEMENTS = 2048, 2**24
 """Upper limits on the images, and on their values, up to which training images are added."""
 
+_MAX_VALIDATION_ELEMENTS = 2**26
+"""Upper limit on the values of validation images, whose reconstructions are in memory beside them."""
+
 
 def statistics_rows(encoder: Encoder, train_rows: pl.DataFrame, validation: Tensor) -> Tensor:
     """Return the encoded rows to fit the statistics of a loss on: validation, and with few images training rows too.
+
+    Of many large images, evenly spaced ones suffice: each has a million windows.
 
     Overlapping patches of a few images say too little about the covariance of residuals.
 
@@ -26,6 +31,9 @@ def statistics_rows(encoder: Encoder, train_rows: pl.DataFrame, validation: Tens
         train_rows: Features of the training rows.
         validation: Encoded validation rows, (n, …).
     """
+    most = max(1, _MAX_VALIDATION_ELEMENTS // math.prod(encoder.shape))
+    if not isinstance(encoder, TableEncoder) and len(validation) > most:
+        return validation[:: -(-len(validation) // most)]
     limit = min(_MAX_ROWS, _MAX_ELEMENTS // math.prod(encoder.shape)) - len(validation)
     if isinstance(encoder, TableEncoder) or len(validation) >= MIN_TAIL_ROWS or limit <= 0:
         return validation

@@ -14,13 +14,22 @@ from ae_pipeline.config.columns import FeatureColumn
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.image_verdicts import count_images, has_patches, image_id
 from ae_pipeline.encoding.encoder import context_width, fit_encoder
-from ae_pipeline.features.sizes import MIN_ROWS, STANDARD_DAYS
+from ae_pipeline.features.sizes import BUDGET, MIN_ROWS, STANDARD_DAYS, budget_rows
 from ae_pipeline.features.split import PARTS, Window, split_columns, split_sizes
 from ae_pipeline.ingestion.ledger import Ledger
 from ae_pipeline.models.factory import default_latent_dim
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.paths import ALL_ROWS
-from ae_pipeline.training.size_rules import RELAXED, Problem, Sizes, TrainingData, changed, examine, get_value
+from ae_pipeline.training.size_rules import (
+    RELAXED,
+    Problem,
+    Sizes,
+    TrainingData,
+    changed,
+    examine,
+    get_value,
+    noun_of_rows,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -174,30 +183,33 @@ def as_yaml(values: Mapping[str, Any]) -> str:
 def _message(
     config: PipelineConfig, data: TrainingData, problems: Sequence[Problem], proposal: Mapping[str, Any] | None
 ) -> str:
-    size = data.describe(config)
+    size, noun = data.describe(config), noun_of_rows(config)
     if data.images is not None and data.images < MIN_ROWS:
         return (
             f"{config.dataset!r} has {pluralize(data.images, 'image')}, but a training needs at least {MIN_ROWS} "
             "images; land more images"
         )
     if sum(data.rows.values()) < MIN_ROWS:
-        return f"{config.dataset!r} has {size}, but a training needs at least {MIN_ROWS} rows; land more rows"
+        return f"{config.dataset!r} has {size}, but a training needs at least {MIN_ROWS} {noun}s; land more {noun}s"
     problem_list = "; ".join(problem.message for problem in problems)
     if proposal is None:
-        return f"the settings of {config.dataset!r} do not fit its {size}: {problem_list}; land more rows"
+        return f"the settings of {config.dataset!r} do not fit its {size}: {problem_list}; land more {noun}s"
     remedy = f"set in its defs.yaml:\n{as_yaml(proposal)}"
     return f"the settings of {config.dataset!r} do not fit its {size}: {problem_list}; {remedy}"
 
 
 def _why(config: PipelineConfig, data: TrainingData, sizes: Sizes) -> str:
-    reasons = [f"{sizes.rows['train']:,} training and {sizes.rows['calibration']:,} calibration rows"]
+    noun = noun_of_rows(config)
+    reasons = [f"{sizes.rows['train']:,} training and {sizes.rows['calibration']:,} calibration {noun}s"]
     if (images := data.calibration_images(sizes.window)) is not None:
         lowest = f"an image budget below {1 / (images + 1):.2g}"
         reasons.append(f"{pluralize(images, 'calibration image')}, which cannot measure {lowest}")
+    elif noun == "image" and sizes.rows["calibration"] < budget_rows(BUDGET):
+        reasons.append(f"they cannot measure a budget below {1 / (sizes.rows['calibration'] + 1):.2g}")
     if config.is_daily and sizes.window.is_by_row:
         reasons.append("too few days to divide, so a hash divides the rows of all days")
     elif config.is_daily and len(data.rows) < STANDARD_DAYS:
         reasons.append(f"{STANDARD_DAYS} days or more get 21 validation, 42 calibration and 7 gate days")
     elif not config.is_daily and sizes.window.split_by and not split_columns(config):
-        reasons.append(f"{data.rows[ALL_ROWS]:,} rows are ranked by a hash and divided")
+        reasons.append(f"{data.rows[ALL_ROWS]:,} {noun}s are ranked by a hash and divided")
     return f" ({'; '.join(reasons)})"

@@ -52,10 +52,15 @@ class TrainingData:
 
     def describe(self, config: PipelineConfig) -> str:
         """Return the size of the data as text."""
-        rows = pluralize(sum(self.rows.values()), "row")
+        rows = pluralize(sum(self.rows.values()), noun_of_rows(config))
         if self.images is not None:
             rows += f" (patches of {pluralize(self.images, 'image')})"
         return f"{pluralize(len(self.rows), 'day')} with {rows}" if config.is_daily else rows
+
+
+def noun_of_rows(config: PipelineConfig) -> str:
+    """Return what a row is called in messages: an image, if each row is a whole one."""
+    return "image" if config.images and not config.images.patch else "row"
 
 
 @dataclass(frozen=True)
@@ -225,7 +230,7 @@ def chosen_sizes(
     sizes["alerts.budget"] = choose_budget(rows["calibration"])
     if images is not None:
         sizes[IMAGE_BUDGET] = choose_budget(images)
-    sizes["training.batch_size"] = choose_batch_size(rows["train"])
+    sizes["training.batch_size"] = choose_batch_size(rows["train"], width or 1)
     if width is not None:
         sizes["model.latent_dim"] = default_latent_dim(width)
     return {key: value for key, value in sizes.items() if get_value(config, key) is None}

@@ -117,7 +117,7 @@ def read_file(name: str, data: bytes, options: ReadOptions | None = None) -> Fil
     """
     options = options or ReadOptions()
     with library_errors_as(UnreadableFileError, _unreadable):
-        return _completed(name, _read(name, data, options), options)
+        return completed(name, _read(name, data, options), options)
 
 
 def is_in_parts(name: str, path: Path, options: ReadOptions) -> bool:
@@ -156,7 +156,7 @@ def read_parts(name: str, path: Path, options: ReadOptions) -> Generator[FileRow
                     part = next(parts, None)
                 except OSError as error:  # of the disk; the file is not to blame
                     part, failure = None, error
-                part = _completed(name, part, options) if part else None
+                part = completed(name, part, options) if part else None
             if failure:
                 raise failure
             if part is None:
@@ -168,7 +168,7 @@ def _unreadable(error: BaseException) -> str:
     return f"it cannot be read ({type(error).__name__}: {first_line(error)}); it may be damaged: land it again"
 
 
-def _completed(name: str, file: FileRows, options: ReadOptions) -> FileRows:
+def completed(name: str, file: FileRows, options: ReadOptions) -> FileRows:
     """Return rows of a file with the columns that its path and the files beside it give."""
     file = leave_out(file, options)
     file = add_path_columns(name, file, options.source.path_columns, options.columns, options.needed)

@@ -12,9 +12,9 @@ from ae_pipeline.ingestion.image_files import decode_image
 from ae_pipeline.ingestion.image_shape import shape_image
 from ae_pipeline.ingestion.images import Pixels, UnreadableImageError, little_endian
 from ae_pipeline.ingestion.readers.failures import library_errors_as
-from ae_pipeline.ingestion.readers.files import ReadOptions
-from ae_pipeline.ingestion.readers.pictures import is_image, values_of_path
-from ae_pipeline.ingestion.rows import IMAGE_STRUCT
+from ae_pipeline.ingestion.readers.files import ReadOptions, completed
+from ae_pipeline.ingestion.readers.pictures import is_image, undecoded_image, values_of_path
+from ae_pipeline.ingestion.rows import IMAGE_STRUCT, FileRows
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,16 @@ def _schema(columns: tuple[str, ...], image: str) -> tuple[tuple[str, pl.DataTyp
     return (*schema, ("_source_file", pl.String()))
 
 
-def read_image_row(name: str, data: bytes, options: ReadOptions) -> ImageRow | None:
-    """Return an image file as a row, or None if `read_file` must read it: it is rejected, or has patches, for example.
+def read_image_row(name: str, data: bytes, options: ReadOptions) -> ImageRow | FileRows | None:
+    """Return an image file as a row, or None if `read_file` must read it, because it has patches, for example.
 
     Args:
         name: Path of the file below the landing folder.
         data: Content of the file.
         options: How the file is read.
+
+    Returns:
+        The row; or what `read_file` would return, if the image is rejected after it was decoded.
     """
     images = options.images
     if images is None or images.patch or options.source.path_columns or "=" in name or not is_image(name):
@@ -65,13 +68,27 @@ def read_image_row(name: str, data: bytes, options: ReadOptions) -> ImageRow | N
     texts = {**values, images.column: None, **described}
     if not options.left_out.isdisjoint(texts):
         return None
+    pixels: Pixels | None = None
+    reason = ""
     try:
-        with library_errors_as(UnreadableImageError, str):
-            pixels = decode_image(data, options.source.limits.pixels)
-            pixels = shape_image(pixels, images) if images.is_shaped else pixels
-    except UnreadableImageError:
+        with library_errors_as(_LibraryError, str):
+            try:
+                pixels = decode_image(data, options.source.limits.pixels)
+                shaped = shape_image(pixels, images) if images.is_shaped else pixels
+            except UnreadableImageError as error:
+                reason = str(error)
+    except _LibraryError:
         return None
-    return ImageRow(name, texts, images.column, _compact(little_endian(pixels)))
+    if pixels is None:
+        return completed(name, undecoded_image(name, reason, images), options)
+    if reason:  # `completed` shapes the image again, and rejects it
+        whole = ImageRow(name, {**values, images.column: None}, images.column, little_endian(pixels))
+        return completed(name, FileRows(frame_of([whole]).drop("_source_file")), options)
+    return ImageRow(name, texts, images.column, _compact(little_endian(shaped)))
+
+
+class _LibraryError(Exception):
+    """A library fails on an image with an error that it does not name."""
 
 
 def _compact(pixels: Pixels) -> Pixels:

@@ -44,7 +44,7 @@ def read_image(name: str, data: bytes, images: ImagesConfig, max_pixels: int | N
     try:
         image = decode_image(data, max_pixels)
     except UnreadableImageError as error:
-        return _rejected_image(f"{images.column}: readable", f"{images.column}: {error}", values, schema)
+        return undecoded_image(name, str(error), images)
     match = expression.search(name)
     if match is None:
         reason = f"{FILE_COLUMN} = {name} does not match images.path={images.path!r}; rename the file, or change path"
@@ -62,6 +62,19 @@ def values_of_path(name: str, images: ImagesConfig) -> dict[str, str | None] | N
     """
     match = re.search(images.path or "", name)
     return None if match is None else {FILE_COLUMN: name, **match.groupdict()}
+
+
+def undecoded_image(name: str, reason: str, images: ImagesConfig) -> FileRows:
+    """Return an image file that cannot be decoded as a rejected row.
+
+    Args:
+        name: Path of the file below the landing folder.
+        reason: Why it cannot be decoded.
+        images: Settings for images.
+    """
+    groups = re.compile(images.path or "").groupindex
+    schema = {**dict.fromkeys((FILE_COLUMN, *groups), pl.String()), images.column: IMAGE_STRUCT}
+    return _rejected_image(f"{images.column}: readable", f"{images.column}: {reason}", {FILE_COLUMN: name}, schema)
 
 
 def _rejected_image(rule: str, reason: str, values: dict[str, object], schema: dict[str, pl.DataType]) -> FileRows:

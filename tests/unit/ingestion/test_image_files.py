@@ -16,7 +16,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from ae_pipeline.config.source import ImagesConfig
-from ae_pipeline.ingestion.image_files import _quiet, decode_image
+from ae_pipeline.ingestion.image_files import decode_image, quiet
 from ae_pipeline.ingestion.image_shape import shape_image
 from ae_pipeline.ingestion.images import UnreadableImageError, pixels_of
 from ae_pipeline.ingestion.readers.files import ReadOptions, read_file
@@ -321,7 +321,7 @@ def test_threads_that_decode_at_once_leave_the_filters_of_warnings_as_they_were(
     first, second = threading.Event(), threading.Event()
 
     def inside(mine: threading.Event, other: threading.Event) -> None:
-        with _quiet:
+        with quiet:
             mine.set()
             assert other.wait(10)
 

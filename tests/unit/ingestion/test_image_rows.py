@@ -7,9 +7,13 @@ import polars as pl
 import pytest
 
 from ae_pipeline.config.source import ImagesConfig, SourceConfig
+from ae_pipeline.ingestion.image_files import decode_image
+from ae_pipeline.ingestion.images import Pixels
+from ae_pipeline.ingestion.readers import image_rows, pictures
 from ae_pipeline.ingestion.readers.files import ReadOptions, read_file
 from ae_pipeline.ingestion.readers.image_metadata import ImageMetadata
 from ae_pipeline.ingestion.readers.image_rows import ImageRow, frame_of, read_image_row
+from ae_pipeline.ingestion.rows import FileRows
 from tests.unit.ingestion.test_images import GRAY, encoded
 
 METADATA = ImageMetadata(
@@ -45,12 +49,10 @@ def test_rows_are_those_of_read_file(settings: dict[str, Any], metadata: ImageMe
 @pytest.mark.parametrize(
     ("name", "data", "chosen"),
     [
-        ("a_1.png", FILES["a_1.png"][:60], options()),
         ("c_1.png", FILES["a_1.png"], options()),
         ("a_9.png", FILES["a_1.png"], options()),
         ("line=1/a_1.png", FILES["a_1.png"], options()),
         ("a_1.png", FILES["a_1.png"], options(patch=4)),
-        ("a_1.png", FILES["a_1.png"], options(crop=50)),
         ("a_1.parquet", FILES["a_1.png"], options()),
         ("a_1.png", FILES["a_1.png"], ReadOptions()),
         (
@@ -61,12 +63,10 @@ def test_rows_are_those_of_read_file(settings: dict[str, Any], metadata: ImageMe
         ("a_1.png", FILES["a_1.png"], ReadOptions(images=ImagesConfig(path="(?P<x>a)"), left_out=frozenset({"x"}))),
     ],
     ids=[
-        "truncated",
         "other path",
         "conflict",
         "folder",
         "patches",
-        "too small",
         "no image",
         "no images",
         "path columns",
@@ -77,11 +77,43 @@ def test_other_files_are_left_to_read_file(name: str, data: bytes, chosen: ReadO
     assert read_image_row(name, data, chosen) is None
 
 
+@pytest.mark.parametrize("metadata", [METADATA, ImageMetadata()], ids=["metadata", "none"])
+@pytest.mark.parametrize(
+    ("data", "chosen", "reason"),
+    [
+        (FILES["a_1.png"][:60], {}, "truncated"),
+        (FILES["a_1.png"], {"crop": 50}, "fewer than images.crop"),
+        (FILES["a_1.png"], {"crop": 50, "mode": "rgb"}, "fewer than images.crop"),
+    ],
+    ids=["truncated", "too small", "too small after a change of mode"],
+)
+def test_rejected_images_are_those_of_read_file_and_are_decoded_once(
+    data: bytes, chosen: dict[str, Any], reason: str, metadata: ImageMetadata, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = read_file("a_1.png", data, options(metadata, **chosen))
+    decoded: list[bytes] = []
+
+    def decode(content: bytes, max_pixels: int | None = None) -> Pixels:
+        decoded.append(content)
+        return decode_image(content, max_pixels)
+
+    for module in (image_rows, pictures):
+        monkeypatch.setattr(module, "decode_image", decode)
+    rejected = read_image_row("a_1.png", data, options(metadata, **chosen))
+    assert isinstance(rejected, FileRows)
+    assert rejected.rejected.height == 1
+    assert reason in rejected.rejected["reason"][0]
+    assert rejected.rejected.equals(expected.rejected)
+    assert rejected.rows.equals(expected.rows)
+    assert rejected.rows.schema == expected.rows.schema
+    assert decoded == [data]
+
+
 @pytest.mark.parametrize("settings", [{"crop": 3}, {"mode": "grey"}, {}], ids=str)
 def test_an_image_keeps_no_larger_one_in_memory(settings: dict[str, Any]) -> None:
     for name, data in FILES.items():
         row = read_image_row(name, data, options(**settings))
-        assert row is not None
+        assert isinstance(row, ImageRow)
         root = row.pixels
         while isinstance(root.base, np.ndarray):
             root = root.base

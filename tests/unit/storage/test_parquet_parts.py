@@ -76,3 +76,18 @@ def test_parts_without_rows_decide_nothing(tmp_path: Path) -> None:
     assert files["with"].read_bytes() == files["without"].read_bytes()
     assert pq.ParquetFile(files["with"]).num_row_groups > 1
     assert pq.read_table(files["only"]).equals(images[:0])
+
+
+def test_row_groups_of_images_are_small_whether_written_whole_or_in_parts(tmp_path: Path) -> None:
+    images = pl.DataFrame({"id": range(40), "image": [bytes([number]) * 2**20 for number in range(40)]}).to_arrow()
+    whole, path = tmp_path / "whole.parquet", tmp_path / "parts.parquet"
+    content_hash = write_parquet(whole, images)
+    parts = ParquetParts(path, hashed=True)
+    for part in parts_of(images, 3):
+        parts.add(part)
+    parts.finish({})
+    for file in (whole, path):
+        metadata = pq.read_metadata(file)
+        assert [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)] == [7, 7, 7, 7, 7, 5]
+        assert pl.read_parquet(file, glob=False).equals(pl.DataFrame(images))
+    assert parts.content_hash == content_hash

@@ -41,3 +41,14 @@ def test_large_images_are_bounded_by_their_values(monkeypatch: pytest.MonkeyPatc
     for limit, added in ((30 * 16, 20), (10 * 16, 0), (16, 0)):
         monkeypatch.setattr(loss_statistics, "_MAX_ELEMENTS", limit)
         assert len(statistics_rows(encoder, rows, encoded)) == added + 10
+
+
+def test_many_large_validation_images_are_thinned_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = images(100, 0)
+    column = FeatureColumn("image", ColumnType.IMAGE, ImageShape(height=4, width=4, channels=1, dtype="uint8"))
+    encoder = fit_image_encoder(rows, [column], "image", Scaling.UNIT)
+    encoded = torch.from_numpy(encoder.encode(images(10, 1)))
+    for limit, indices in ((10, range(10)), (9, range(0, 10, 2)), (3, range(0, 10, 4)), (0, [0])):
+        monkeypatch.setattr(loss_statistics, "_MAX_VALIDATION_ELEMENTS", limit * 16)
+        monkeypatch.setattr(loss_statistics, "_MAX_ELEMENTS", 16)
+        torch.testing.assert_close(statistics_rows(encoder, rows, encoded), encoded[list(indices)])

@@ -116,6 +116,12 @@ class TestChoice:
         assert size in {8, 16, 32, 64, 128, 256, 512}
         assert size == 8 or rows >= 16 * size
 
+    @given(st.integers(1, 10**6), st.integers(1, 10**9))
+    def test_a_batch_of_large_images_is_bounded_in_bytes(self, rows: int, width: int) -> None:
+        size = choose_batch_size(rows, width)
+        assert size == 1 or 4 * size * width <= 256 << 20
+        assert size == choose_batch_size(rows) or 4 * 2 * size * width > 256 << 20
+
 
 class TestCheck:
     @pytest.mark.parametrize(("count", "rows"), [(1, 20), (2, 10), (2, 5000), (3, 9), (21, 24), (30, 1), (400, 1000)])
@@ -267,3 +273,32 @@ class TestImages:
         message = message_of(self.config(image_budget=0.01), self.data(60))
         assert "alerts.image_budget=0.01 needs 99 calibration images, and there are 9" in message
         assert yaml.safe_load(message.partition("set in its defs.yaml:\n")[2]) == {"alerts": {"image_budget": 0.1}}
+
+    def whole(self, **alerts: Any) -> PipelineConfig:
+        return PipelineConfig.model_validate(
+            {"dataset": "d", "identity": ("file",), "images": {"resize": 64}, "alerts": alerts}
+        )
+
+    @pytest.mark.parametrize("count", [1, 5, 19])
+    def test_whole_images_are_called_images(self, count: int) -> None:
+        message = message_of(self.whole(), data_of({ALL_ROWS: count}))
+        some = f"{count} image{'s' if count > 1 else ''}"
+        assert message == f"'d' has {some}, but a training needs at least 20 images; land more images"
+
+    @pytest.mark.parametrize(
+        ("count", "budget", "parts"),
+        [
+            (20, 0.3, "14 training and 3 calibration images; they cannot measure a budget below 0.25"),
+            (50, 0.2, "35 training and 8 calibration images; they cannot measure a budget below 0.11"),
+            (200, 0.04, "140 training and 30 calibration images; they cannot measure a budget below 0.032"),
+        ],
+    )
+    def test_small_sets_of_whole_images_need_no_setting(
+        self, caplog: pytest.LogCaptureFixture, count: int, budget: float, parts: str
+    ) -> None:
+        with caplog.at_level(logging.INFO, "ae_pipeline"):
+            sizes = check_sizes(self.whole(), data_of({ALL_ROWS: count}), {ALL_ROWS: ""})
+        assert (
+            f"sizes chosen for {count} images: alerts.budget={budget:g}, training.batch_size=8 ({parts}" in caplog.text
+        )
+        assert sizes.rows["calibration"] >= budget_rows(budget)

@@ -362,6 +362,22 @@ class TestMemory:
         assert memory_budget.share_of(make_config()) == (budget << 30) // 4
         assert memory_budget.share_of(make_config(training={"memory_budget": "1GiB"})) == 2**28
 
+    @pytest.mark.parametrize(
+        ("kilobytes", "rows"), [(1, 4096), (16, 4096), (64, 1024), (1024, 64), (20_000, 64)], ids=str
+    )
+    def test_a_few_rows_are_in_memory_whatever_the_budget_is(self, kilobytes: int, rows: int) -> None:
+        assert memory_budget.rows_within(1, kilobytes << 10) == rows
+        assert memory_budget.rows_within(100 << 30, kilobytes << 10) == (100 << 20) // kilobytes
+
+    def test_images_are_bounded_in_bytes(self, tmp_path: Path) -> None:
+        paths = DatasetPaths(tmp_path, "pictures")
+        rows = pl.DataFrame({"row_id": [str(number) for number in range(300)], "image": [b"x" * 2**20] * 300})
+        write_parquet(paths.features(ALL_ROWS), rows.to_arrow())
+        window = Window(train=(ALL_ROWS,), validation=(ALL_ROWS,), calibration=(ALL_ROWS,), fingerprint="")
+        assert memory_budget.max_rows(window, paths, 10 << 20) == 64
+        assert memory_budget.max_rows(window, paths, 100 << 20) == pytest.approx(100, abs=1)
+        assert 20 < window.rows("train", paths, most=64).height < 110
+
     def test_a_budget_without_a_unit_is_rejected(self, make_config: Callable[..., PipelineConfig]) -> None:
         with pytest.raises(ValueError, match="memory_budget"):
             make_config(training={"memory_budget": 64})
