@@ -175,6 +175,7 @@ def test_two_hosts_share_a_dataset_and_give_what_one_machine_gives(
         assert_no_metadata_names(tmp_path / "one", results)
         tracker = shop.workspace.tracker()
         (run,) = tracker.client.search_runs([tracker.experiment("orders")])
+        assert run.inputs is not None
         assert json.loads(run.inputs.dataset_inputs[0].dataset.source) == {"uri": f"{address}/state/orders/head.json"}
     report = published.asset_materializations_for_node("orders__anomaly_report")[-1].metadata
     for name, file in {"page": "report.html", "summary": "summary.json", "alerts": "alerts.parquet"}.items():
