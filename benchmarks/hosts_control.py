@@ -87,8 +87,10 @@ class Control:
 
     def remove_table(self) -> None:
         """Remove the latent table, so that all days must be published again."""
-        store = ObjectStore(f"{os.environ[DATA_VARIABLE]}/latents/{DATASET}")
-        store.remove([each.name for each in store.list("")])
+        store, folder = ObjectStore(os.environ[DATA_VARIABLE]), f"latents/{DATASET}"
+        names = [f"{folder}/{each.name}" for each in store.list(folder)]
+        assert names
+        store.remove(names)
 
     def runs(self, job: str | None = None, since: float = 0.0) -> list[dg.RunRecord]:
         """Return the runs of a job, or all of them, that were created after a time, the oldest first."""

@@ -7,7 +7,8 @@ process with an empty data folder and, where the system allows it, a host name o
 In the trial `hosts`, 100 days of flights land as objects. The sensors request runs over ranges of days, which work
 side by side. Then a training is launched, and the sensor publishes. `ae-pipeline run` does the same in a folder. The
 files of raw rows, features and the latent table must have the same names and bytes. The trial `kills` kills holders of
-the lock and runs of each job in that deployment.
+the lock and runs of each job in that deployment. The trial `processes` does all of it with Dagster's default launcher,
+whose runs are processes of the code server. The trial `ray` kills a node of a Ray cluster while it scores.
 """
 
 import argparse
