@@ -118,7 +118,7 @@ def try_ranges(control: Control, landed: Sequence[Path], embedded: Embedded, lau
 def all_kills(rows: Sequence[Row]) -> Row:
     """Return the sum of the trials that kill."""
     trials = [row for row in rows if str(row["trial"]) in {"kills, hosts", "kills, processes", "kills, ray"}]
-    slowest = {name: max((float(row[name]) for row in trials), default=0.0) for name in _SLOWEST}
+    slowest = {name: max((float(row.get(name, 0.0)) for row in trials), default=0.0) for name in _SLOWEST}
     summed = {name: sum(int(row.get(name, 0)) for row in trials) for name in _SUMMED}
     return {"trial": "kills, all", **summed, **slowest}
 

@@ -1,6 +1,6 @@
 """A Ray cluster of two nodes on this machine, of which one is killed, for `benchmarks.hosts_deployment`.
 
-Ray listens on the address of the machine, also where it is told to use 127.0.0.1. The benchmark therefore runs in a
+Ray listens on the address of the machine, also with `--node-ip-address=127.0.0.1`. The benchmark therefore runs in a
 network of its own that has only the loopback device, if this user may have one.
 """
 
@@ -181,6 +181,7 @@ def kill_nodes(
     return [
         {
             "trial": "kills, ray",
+            "days": len(landed),
             "own_network": int(has_own_network()),
             "killed_at_work": len(finished),
             "ended_before_the_kill": ended,
@@ -188,8 +189,8 @@ def kill_nodes(
             "retried_runs": control.retried(),
             "next_run_median_s": round(sorted(next_runs)[len(next_runs) // 2], 1) if next_runs else 0.0,
             "next_run_slowest_s": round(max(next_runs, default=0.0), 1),
-            "same_work_median_s": round(sorted(finished)[len(finished) // 2], 1) if finished else 0.0,
-            "same_work_slowest_s": round(max(finished, default=0.0), 1),
+            "run_ended_median_s": round(sorted(finished)[len(finished) // 2], 1) if finished else 0.0,
+            "run_ended_slowest_s": round(max(finished, default=0.0), 1),
             **as_figures(counts),
         }
     ]
