@@ -1,6 +1,7 @@
 """What a person at the deployment of `benchmarks.hosts_deployment` does and sees: files land, runs start and end."""
 
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -20,11 +21,14 @@ from ae_pipeline.storage.location import DATA_VARIABLE, SCRATCH_VARIABLE
 from ae_pipeline.storage.object_store import ObjectStore, copy_all
 from ae_pipeline.storage.paths import DatasetPaths
 from ae_pipeline.storage.session import refresh
+from benchmarks.hosts_launcher import pid_of
 from benchmarks.hosts_look import look
 from benchmarks.hosts_stack import Stack, wait_until
 from benchmarks.hosts_store import built, dataset_of, rows_of
 
 DATASET = "flights"
+
+_WITH_METADATA = {dg.DagsterEventType.ASSET_MATERIALIZATION, dg.DagsterEventType.ASSET_CHECK_EVALUATION}
 
 _LONGEST_SECONDS = 900.0
 """Time after which work counts as stuck."""
@@ -83,8 +87,10 @@ class Control:
 
     def remove_table(self) -> None:
         """Remove the latent table, so that all days must be published again."""
-        store = ObjectStore(f"{os.environ[DATA_VARIABLE]}/latents/{DATASET}")
-        store.remove([each.name for each in store.list("")])
+        store, folder = ObjectStore(os.environ[DATA_VARIABLE]), f"latents/{DATASET}"
+        names = [f"{folder}/{each.name}" for each in store.list(folder)]
+        assert names
+        store.remove(names)
 
     def runs(self, job: str | None = None, since: float = 0.0) -> list[dg.RunRecord]:
         """Return the runs of a job, or all of them, that were created after a time, the oldest first."""
@@ -103,6 +109,30 @@ class Control:
         wait_until(is_there, _LONGEST_SECONDS, f"there is no run of {job}")
         return records[0]
 
+    def record(self, run_id: str) -> dg.RunRecord:
+        """Return a run as Dagster knows it now."""
+        return self.instance.get_run_records(dg.RunsFilter(run_ids=[run_id]))[0]
+
+    def has_begun(self, run_id: str, asset: str) -> bool:
+        """Return whether a run builds an asset now, or has built it."""
+        steps = self.instance.get_run_step_stats(run_id)
+        return any(each.step_key.endswith(asset) and each.start_time for each in steps)
+
+    def wait_for_start(self, at: float) -> list[float]:
+        """Wait for a run that starts after a time, and return when such runs have started."""
+        times: list[float] = []
+
+        def has_started() -> bool:
+            times[:] = [each.start_time for each in self.runs() if each.start_time and each.start_time > at]
+            return bool(times)
+
+        wait_until(has_started, _LONGEST_SECONDS, "no run has started")
+        return times
+
+    def retried(self) -> int:
+        """Return the number of runs that Dagster has started again."""
+        return sum("dagster/retry_number" in each.dagster_run.tags for each in self.runs())
+
     def settle(self) -> float:
         """Wait until no run is active and no work is left, and return how long it took."""
         began = time.perf_counter()
@@ -115,6 +145,34 @@ class Control:
         dataset = self.dataset()
         plans = plan_landing(dataset, dataset.config.today()), plan_serving(dataset, self.tracker)
         return not any(plan.work for plan in plans) and not active_records(None, self.instance)
+
+    def process_of(self, run_id: str) -> int | None:
+        """Return the process of a run, or None if it was not launched."""
+        if self._stack.launcher == "hosts":
+            return pid_of(self._stack.hosts, run_id)
+        records = self.instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.ENGINE_EVENT).records
+        texts = (
+            each.event_log_entry.dagster_event.message or "" for each in records if each.event_log_entry.dagster_event
+        )
+        matches = (re.search(r"Started process for run \(pid: (\d+)\)", text) for text in texts)
+        return next((int(match[1]) for match in matches if match), None)
+
+    def seconds_of(self, run_id: str) -> float:
+        """Return how long a run took from its launch on; 0 if it has not ended."""
+        stats = self.instance.get_run_stats(run_id)
+        times = [event.timestamp for event in self.instance.all_logs(run_id, of_type=dg.DagsterEventType.RUN_STARTING)]
+        return (stats.end_time or 0.0) - min(times) if times and stats.end_time else 0.0
+
+    def local_metadata(self) -> int:
+        """Return the number of entries in the log of events that name a folder of a single host."""
+        folders = [str(self._stack.hosts), str(self._stack.root / "control")]
+        texts = (
+            str(entry.dagster_event.event_specific_data)
+            for record in self.runs()
+            for entry in self.instance.all_logs(record.dagster_run.run_id, of_type=_WITH_METADATA)
+            if entry.dagster_event
+        )
+        return sum(any(folder in text for folder in folders) for text in texts)
 
     def failed(self) -> int:
         """Return the number of runs that have failed."""

@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,9 @@ import polars as pl
 
 from ae_pipeline.orchestration.processes import start_ticks
 from ae_pipeline.orchestration.tags import named_days
+from benchmarks.campaign_deployment import descendants
 from benchmarks.hosts import HOLDER
 from benchmarks.hosts_control import DATASET, Control, as_figures
-from benchmarks.hosts_launcher import pid_of
 from benchmarks.hosts_stack import Stack, wait_until
 from benchmarks.hosts_store import dataset_of, ingest_days
 from benchmarks.report import Row
@@ -78,12 +79,12 @@ class Kills:
                     self._control.launch("train")
                     self._of_run("train", since)
                     self._check()
-        kinds = ("holder", "ingest", "publish", "train")
+        kinds, name = ("holder", "ingest", "publish", "train"), f"kills, {self._stack.launcher}"
         waits = [wait for kind in kinds for wait in self._waits[kind]]
         self._control.settle()
         return [
-            *(self._row(f"kills, {kind}", self._waits[kind], self._ended[kind]) for kind in kinds),
-            {**self._row("kills, all", waits, self._ended.total()), **as_figures(self._counts)},
+            *(self._row(f"{name}, {kind}", self._waits[kind], self._ended[kind]) for kind in kinds),
+            {**self._row(name, waits, self._ended.total()), **as_figures(self._counts)},
         ]
 
     @staticmethod
@@ -101,9 +102,7 @@ class Kills:
 
     def _longest(self, job: str) -> float:
         """Return how long the longest run of a job took, from its launch on."""
-        folder = self._stack.hosts
-        ends = {each.dagster_run.run_id: each.end_time for each in self._control.runs(job) if each.end_time}
-        return max(end - (folder / run_id / "pid").stat().st_mtime for run_id, end in ends.items())
+        return max(self._control.seconds_of(each.dagster_run.run_id) for each in self._control.runs(job))
 
     def _copy(self, files: Sequence[Path]) -> None:
         for path in files:
@@ -142,7 +141,7 @@ class Kills:
         process: list[int] = []
 
         def is_launched() -> bool:
-            process[:] = [pid for pid in [pid_of(self._stack.hosts, killed.run_id)] if pid]
+            process[:] = [pid for pid in [self._control.process_of(killed.run_id)] if pid]
             return bool(process)
 
         wait_until(is_launched, 300, f"run {killed.run_id} was not launched")
@@ -152,7 +151,9 @@ class Kills:
         if run.status in _ENDED or start_ticks(process[0]) is None:
             self._ended[job] += 1
             return
-        os.killpg(process[0], signal.SIGKILL)
+        for pid in [process[0], *descendants(process[0])]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         killed_at = time.time()
         days = named_days(killed.tags)
         self._wait_for_start(

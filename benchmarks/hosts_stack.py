@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,11 +41,13 @@ class Stack:
         root: Folder of the deployment.
         variables: Environment of its processes.
         workspace: File that names the code server.
+        launcher: How runs are launched: `hosts` or `processes`.
     """
 
     root: Path
     variables: Mapping[str, str]
     workspace: Path
+    launcher: str
 
     @property
     def hosts(self) -> Path:
@@ -134,19 +136,27 @@ def _shared_servers(root: Path) -> Iterator[dict[str, str]]:
 
 
 @contextmanager
-def running_stack(root: Path, attributes: Mapping[str, Any], launcher: str) -> Iterator[Stack]:
+def running_stack(
+    root: Path,
+    attributes: Mapping[str, Any],
+    launcher: str,
+    engine: Callable[[Mapping[str, str]], AbstractContextManager[Mapping[str, str]]] = lambda _: nullcontext({}),
+) -> Iterator[Stack]:
     """Run all servers of a deployment, with the sensors of its dataset on.
 
     Args:
         root: Folder of the deployment.
         attributes: Attributes of the dataset.
         launcher: How runs are launched: each on a host of its own, or as processes of the code server.
+        engine: Servers of an engine, started with the environment of the others. They yield variables of all processes.
     """
     home, hosts, port = root / "home", root / "hosts", free_port()
     _write_instance(home, hosts, launcher)
     with ExitStack() as stack:
+        shared = stack.enter_context(_shared_servers(root))
         variables = {
-            **stack.enter_context(_shared_servers(root)),
+            **shared,
+            **stack.enter_context(engine(shared)),
             "DAGSTER_HOME": str(home),
             DEFS_VARIABLE: str(write_datasets(root, attributes)),
             DATA_VARIABLE: "s3://data/shop",
@@ -164,7 +174,7 @@ def running_stack(root: Path, attributes: Mapping[str, Any], launcher: str) -> I
         stack.callback(_end_hosts, hosts)
         daemon = [program("dagster-daemon"), "run", "--workspace", str(workspace)]
         stack.enter_context(running(daemon, variables, root / "daemon.log"))
-        started = Stack(root, variables, workspace)
+        started = Stack(root, variables, workspace, launcher)
         for name in ("landing", "rebuild"):
             started.dagster("sensor", "start", f"{attributes['dataset']}_{name}")
         yield started

@@ -19,7 +19,14 @@ from ae_pipeline.common.device import choose_device, device_errors
 from ae_pipeline.common.errors import BundleError, ConfigError
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector import legacy_bundle
-from ae_pipeline.detector.bundle_files import MANIFEST, WEIGHTS, fingerprint_of, read_files
+from ae_pipeline.detector.bundle_files import (
+    KEYS_NOT_COUNTED,
+    MANIFEST,
+    NOT_COUNTED,
+    WEIGHTS,
+    fingerprint_of,
+    read_files,
+)
 from ae_pipeline.detector.detector import Array, Detector
 from ae_pipeline.detector.digests import check_digests, with_digests, without_digests
 from ae_pipeline.detector.explanation import Contribution, explain
@@ -40,11 +47,12 @@ from ae_pipeline.scoring.drift import Distribution
 from ae_pipeline.scoring.mahalanobis import MahalanobisDistance
 from ae_pipeline.storage.files import atomic_write, make_folder
 
-FORMAT = 11
-"""Format that `save` writes. `load` also reads formats 10 to 7, and format 6 with a warning."""
+FORMAT = 12
+"""Format that `save` writes. `load` also reads formats 11 to 7, and format 6 with a warning."""
 
-_EARLIER = {10, 9, 8}
-"""Formats with fewer parts: 10 has no flat scores of images, 9 no combinations of categories, 8 five measures."""
+_EARLIER = {11, 10, 9, 8}
+"""Formats with fewer parts: 11 has a fingerprint over all settings, 10 no flat scores of images, 9 no combinations of
+categories, 8 five measures."""
 
 _IMAGES = "image_calibration.scores"
 
@@ -159,7 +167,7 @@ class ModelBundle:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the model: equal weights, statistics and calibration have equal fingerprints."""
+        """Hash of weights, statistics, calibration, and the settings that can change a row."""
         return self.stored_fingerprint or fingerprint_of(self._manifest(), self._tensors())
 
     def encode(self, features: pl.DataFrame) -> Matrix:
@@ -263,7 +271,7 @@ class ModelBundle:
 
     @classmethod
     def load(cls, folder: Path, device: torch.device | str | None = None) -> "ModelBundle":
-        """Read a bundle of format 11 to 7, or of format 6 with a DeprecationWarning.
+        """Read a bundle of format 12 to 7, or of format 6 with a DeprecationWarning.
 
         Args:
             folder: Directory that `save` wrote.
@@ -325,6 +333,7 @@ class ModelBundle:
     def _manifest(self) -> dict[str, Any]:
         return {
             "format": FORMAT,
+            NOT_COUNTED: KEYS_NOT_COUNTED,
             "config": self.config.model_dump(mode="json"),
             "encoder": self.encoder.model_dump(mode="json"),
             "calibration": _calibration_facts(self.calibration),

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ae_pipeline.common.errors import BundleError
+from ae_pipeline.config.influence import keys_beside_rows
 from ae_pipeline.detector.tensors import Tensors
 from ae_pipeline.storage.hashing import hash_json
 
 MANIFEST, WEIGHTS = "bundle.json", "weights.safetensors"
+
+NOT_COUNTED = "not_in_fingerprint"
+"""Key of the manifest with the dotted keys that its fingerprint leaves out.
+
+A bundle names them itself, so that its fingerprint stays when another version of the package leaves out others.
+"""
+
+KEYS_NOT_COUNTED = [*(f"config.{key}" for key in keys_beside_rows()), "contract.on_delete"]
+"""Keys of the manifest that cannot change a row."""
 
 
 def read_files(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -42,8 +52,26 @@ def read_files(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 
 
 def fingerprint_of(manifest: Mapping[str, Any], tensors: Tensors) -> str:
-    """Return a hash of manifest and tensors."""
-    return hash_json([manifest, {name: _digest(value) for name, value in tensors.items()}])
+    """Return a hash of the tensors and of the manifest, without the keys that the manifest leaves out.
+
+    Bundles up to format 11 leave out none.
+    """
+    left_out = manifest.get(NOT_COUNTED)
+    keys = [NOT_COUNTED, *map(str, left_out)] if isinstance(left_out, list) else []
+    counted = _without(manifest, [key.split(".") for key in keys])
+    return hash_json([counted, {name: _digest(value) for name, value in tensors.items()}])
+
+
+def _without(values: Mapping[str, Any], keys: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """Return nested values without some keys, each of which is a path."""
+    below: dict[str, list[Sequence[str]]] = {}
+    for first, *rest in keys:
+        below.setdefault(first, []).append(rest)
+    return {
+        name: _without(value, below[name]) if name in below and isinstance(value, dict) else value
+        for name, value in values.items()
+        if [] not in below.get(name, [])
+    }
 
 
 def _digest(tensor: torch.Tensor) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from ae_pipeline.common.errors import BundleError, StorageError
 from ae_pipeline.common.text import abbreviate, pluralize
 from ae_pipeline.config.days import has_come
+from ae_pipeline.config.model import TrainingConfig
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.features.build import features_content
@@ -274,12 +275,18 @@ def settings_hash(config: PipelineConfig) -> str:
     """Return a hash that changes when a training on the same rows would give another model.
 
     `images` decides what the model sees and its defaults; `label` decides which columns are withheld and which rows are
-    left out. Identity, event time and the schema contract show in the content of the features. Workers train the same
-    network as one process, up to rounding.
+    left out. Identity, event time and the schema contract show in the content of the features. Workers and threads
+    train the same network, up to rounding. Masks are for the report. A bundle scores on the device of its settings.
     """
     settings = config.model_dump(mode="json", include={"model", "training", "exclude", "derive", "images", "label"})
     del settings["training"]["workers"]
-    further = [config.alerts.budget, config.alerts.evidence, config.gate.days, *config.timezone_setting()]
+    # The default stands for every value, and defaults of later keys are left out, so that earlier hashes stay valid.
+    settings["training"]["threads"] = TrainingConfig().threads
+    of_images = config.alerts.model_dump(include={"image_budget", "image_patches"}, exclude_defaults=True)
+    further: list[object] = [config.alerts.budget, config.alerts.evidence, config.gate.days, *config.timezone_setting()]
+    if config.images:
+        settings["images"]["masks"] = None
+        further += [of_images] if of_images else []
     return hash_json([settings, *further])
 
 

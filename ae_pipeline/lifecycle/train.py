@@ -6,7 +6,6 @@ import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TypeVar
 
 import polars as pl
@@ -75,7 +74,7 @@ class Trained:
         results: Results of the gate.
         compatible: Whether the latents are compatible with those in use; part of the gate if `gate.compatible` is set.
         alignment: Alignment to the version that serves; None if no version serves or the two cannot be compared.
-        folder: Folder of the registered bundle.
+        uri: Address of the registered bundle.
         charts: Plots of the model.
         card: Model card, Markdown.
     """
@@ -86,7 +85,7 @@ class Trained:
     results: tuple[GateResult, ...]
     compatible: GateResult
     alignment: Alignment | None
-    folder: Path
+    uri: str
     charts: Sequence[Chart]
     card: str
 
@@ -142,7 +141,7 @@ def train_challenger(
         results=evaluation.results,
         compatible=candidate.compatible,
         alignment=candidate.alignment,
-        folder=tracker.bundle_folder(version),
+        uri=tracker.bundle_uri(version),
         charts=charts,
         card=card,
     )
@@ -288,7 +287,7 @@ def _describe(
     links: Mapping[str, str],
 ) -> tuple[Sequence[Chart], str]:
     bundle, window = candidate.bundle, candidate.bundle.window
-    source = dataset.paths.features(window.days[-1]).parent.as_uri()
+    source = dataset.paths.state_uri(dataset.paths.features(window.days[-1]).parent)
     run.log_data(dataset.name, window.fingerprint, source, bundle.facts.rows, bundle)
     results = (*evaluation.results, candidate.compatible)
     card = model_card(bundle, version.version, results, evaluation.gate, evaluation.unseen.height, links)

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from ae_pipeline.common.parallel import parallel_map
 from ae_pipeline.config.display import PLAIN, ColumnNames
+from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.latents.read import PublishedDay, published_day
 from ae_pipeline.scoring.drift import Effect, Part, measure_columns, measure_numbers
 from ae_pipeline.storage.dataset import Dataset
@@ -89,7 +90,7 @@ def measure_drift(files: Mapping[str, PublishedDay], dataset: Dataset, bundle: "
     """
     if not bundle.reference:
         return ()
-    rule = hash_json([_VERSION, dataset.config.drift.model_dump(), bundle.fingerprint])
+    rule = drift_rule(dataset.config, bundle.fingerprint)
     identities = {day: f"{file.identity} {rule}" for day, file in files.items()}
     path = dataset.paths.reports / "drift.parquet"
     empty = pl.DataFrame(schema=_SCHEMA)
@@ -106,6 +107,16 @@ def measure_drift(files: Mapping[str, PublishedDay], dataset: Dataset, bundle: "
     if not effects.equals(previous) or not read_facts(path):
         write_parquet(path, effects.to_arrow())
     return day_drifts(effects, dataset.config.drift.min_rows)
+
+
+def drift_rule(config: PipelineConfig, fingerprint: str) -> str:
+    """Return a hash of what a day is measured with beside its rows: the thresholds and the model.
+
+    Args:
+        config: Configuration of the dataset.
+        fingerprint: Fingerprint of the model.
+    """
+    return hash_json([_VERSION, config.drift.model_dump(), fingerprint])
 
 
 def day_drifts(effects: pl.DataFrame, min_rows: int) -> tuple[DayDrift, ...]:

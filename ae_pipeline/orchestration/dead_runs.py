@@ -15,7 +15,7 @@ from dagster._core.launcher.base import WorkerStatus
 
 from ae_pipeline.common.errors import ConfigError
 from ae_pipeline.orchestration.processes import ProcessId, identify, parse_process, run_process, start_ticks
-from ae_pipeline.orchestration.tags import DATASET_TAG, PROCESS_TAG, named_days
+from ae_pipeline.orchestration.tags import DATASET_TAG, PRIORITY_TAG, PROCESS_TAG, RETRY_PRIORITY, named_days
 from ae_pipeline.storage.locks import dataset_lock, locks
 from ae_pipeline.storage.paths import DatasetPaths
 
@@ -87,7 +87,13 @@ def record_process(run: dg.DagsterRun, instance: dg.DagsterInstance) -> None:
     """Record in a tag which process executes a run. Call it in that process, or in the process of a step."""
     if process_of(run) is None:
         pid = _launched_process(run, instance) if _SERVER_TAG in run.tags else run_process()
-        instance.add_run_tags(run.run_id, process_tag(run.run_id, pid or os.getpid()))
+        # A retry gets the tags of the run, and so goes before runs that were queued meanwhile.
+        instance.add_run_tags(run.run_id, {**_retry_priority(run), **process_tag(run.run_id, pid or os.getpid())})
+
+
+def _retry_priority(run: dg.DagsterRun) -> dict[str, str]:
+    """Return the tag that lets the retry of a run go first, unless somebody has given the run a priority."""
+    return {} if PRIORITY_TAG in run.tags else {PRIORITY_TAG: RETRY_PRIORITY}
 
 
 def process_tag(run_id: str, pid: int) -> dict[str, str]:
@@ -162,6 +168,8 @@ def end_dead_runs(
             current = instance.get_run_by_id(run.run_id)
             if current is None or current.status != run.status:
                 continue  # it went on, or ended by itself, meanwhile
+            if tags := _retry_priority(current):  # it may have been killed before it had a process
+                instance.add_run_tags(run.run_id, tags)
             end_run(run, instance, "its process ended without a message; it was killed, or the machine was restarted")
             ended.append(run)
     return ended

@@ -13,7 +13,7 @@ from ae_pipeline.orchestration.assets.common import as_dagster_failure, asset_ke
 from ae_pipeline.orchestration.console import LOGGERS
 from ae_pipeline.orchestration.plain_config import CheckedSchema
 from ae_pipeline.orchestration.resources import RunLock, Workspace, deployed
-from ae_pipeline.orchestration.tags import DATASET_TAG, accepts_removal
+from ae_pipeline.orchestration.tags import DATASET_TAG, PERSON_PRIORITY, PRIORITY_TAG, accepts_removal
 
 ASSET_JOBS = {
     "ingest": (("raw_data", "features"), "Read what has landed, and build raw_data and features of a range of days."),
@@ -131,7 +131,7 @@ def _mark_job(pipeline: PipelineConfig) -> dg.JobDefinition:
     @dg.job(
         name=job_name(pipeline, "mark"),
         description="Say that a flagged row, a cause or a day of the report is real, known, or a false alarm.",
-        tags={DATASET_TAG: pipeline.dataset},
+        tags={DATASET_TAG: pipeline.dataset, PRIORITY_TAG: PERSON_PRIORITY},
     )
     def mark() -> None:
         store_mark()
@@ -150,7 +150,7 @@ def _rollback_job(config: PipelineConfig) -> Any:
         + (
             f" [Versions]({page}): windows, gate, figures and history. A launch without one lists them." if page else ""
         ),
-        tags={DATASET_TAG: config.dataset},
+        tags={DATASET_TAG: config.dataset, PRIORITY_TAG: PERSON_PRIORITY},
         # The launchpad shows this first. It is refused until a version that can serve and a reason are set. The refusal
         # lists the versions.
         config=rollback_run_config(config, ChampionConfig.model_construct(version=0)),

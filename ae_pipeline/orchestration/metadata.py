@@ -1,6 +1,6 @@
 """Metadata that Dagster shows of a materialization."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +11,13 @@ import pyarrow.parquet as pq
 from ae_pipeline.common.escape import escape_markdown
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.registry.history import history
+from ae_pipeline.storage.blobs import uri_of_content
 from ae_pipeline.storage.hashing import hash_json
 from ae_pipeline.storage.paths import DatasetPaths
 
 if TYPE_CHECKING:
     from ae_pipeline.ingestion.contract import ColumnRule
+    from ae_pipeline.ingestion.raw import DayResult
     from ae_pipeline.reports.charts import Chart
     from ae_pipeline.storage.dataset import Dataset
 
@@ -41,6 +43,25 @@ def add_partition_metadata(
     if config.is_daily:
         counts = {"dagster/partition_row_count" if name == "rows" else name: value for name, value in figures.items()}
         context.add_asset_metadata({**counts, "content_hash": content_hash, "dagster/uri": uri}, partition_key=day)
+
+
+def add_days_metadata(
+    context: dg.AssetExecutionContext,
+    dataset: "Dataset",
+    path: Callable[[str], Path],
+    days: Iterable["DayResult"],
+) -> None:
+    """Add row count, file and content hash to the partitions of raw rows or features.
+
+    Args:
+        context: Context of the asset.
+        dataset: Configuration and paths of the dataset.
+        path: Function that returns the file of a day.
+        days: Days of the run.
+    """
+    for day in days if dataset.config.is_daily else ():
+        uri = uri_of_content(dataset.paths, path(day.day))
+        add_partition_metadata(context, dataset.config, day.day, day.content_hash, uri, rows=day.rows)
 
 
 def add_latest_metadata(

@@ -31,6 +31,12 @@ WHO_TAG = "ae_pipeline/who"
 PROCESS_TAG = "ae_pipeline/process"
 """Process that executes the run, by run id, host, start of the machine, process id and start."""
 
+PRIORITY_TAG = "dagster/priority"
+"""Dagster's own tag with the place of a run in the queue: higher ones first, 0 by default."""
+
+RETRY_PRIORITY, PERSON_PRIORITY = "10", "20"
+"""Priority of the retry of a lost run, which had its turn already, and of a run that a person waits for."""
+
 REPOSITORY_TAG = ".dagster/repository"
 """Dagster's own tag that assigns a run to a code location, so that its job page shows it."""
 

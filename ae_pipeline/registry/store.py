@@ -312,19 +312,26 @@ class Tracker:
             self.client.set_model_version_tag(dataset, str(version), key, value)
         self.back_up()
 
+    def bundle_uri(self, version: TrackedVersion) -> str:
+        """Return the URI with which other machines find a version's bundle. It can be one of the tracking server.
+
+        Raises:
+            StorageError: The store does not answer.
+        """
+        with self._answers():
+            uri = self.client.get_model_version_download_uri(version.dataset, str(version.version))
+        parsed = urlparse(uri)
+        folder = Path(unquote(parsed.path)).as_uri() if parsed.scheme in {"", "file"} else uri
+        return f"{folder}/artifacts/bundle"
+
     def bundle_folder(self, version: TrackedVersion) -> Path:
         """Return the local folder of a version's bundle. A bundle on a tracking server is downloaded.
 
         Raises:
             StorageError: The artifacts are not at the path that the registry has, or the store does not answer.
         """
-        with self._answers():
-            uri = self.client.get_model_version_download_uri(version.dataset, str(version.version))
-        parsed = urlparse(uri)
-        if parsed.scheme in {"", "file"}:
-            folder = Path(unquote(parsed.path)) / "artifacts" / "bundle"
-        else:
-            folder = self._download(version, f"{uri}/artifacts/bundle")
+        parsed = urlparse(uri := self.bundle_uri(version))
+        folder = Path(unquote(parsed.path)) if parsed.scheme == "file" else self._download(version, uri)
         if not folder.is_dir():
             raise StorageError(
                 f"version {version.version} of model {version.dataset!r} has no bundle at {folder}; the folder of "

@@ -132,7 +132,7 @@ def is_reported(day: str, published: PublishedDay | None, dataset: Dataset) -> b
         published: File of the day in the published table; None if it has none.
         dataset: Configuration and paths of the dataset.
     """
-    return read_facts(_day_file(dataset.paths, day)).get("input_hash") == _input_hash(published, dataset.config)
+    return read_facts(_day_file(dataset.paths, day)).get("input_hash") == ranking_hash(published, dataset.config)
 
 
 def cut_short(paths: DatasetPaths) -> set[str]:
@@ -272,7 +272,8 @@ def _with_label(scored: pl.DataFrame, day: str, paths: DatasetPaths) -> pl.DataF
     return scored.join(file.select("row_id", LABEL).collect(), on="row_id", how="left", maintain_order="left")
 
 
-def _input_hash(published: PublishedDay | None, config: PipelineConfig) -> str:
+def ranking_hash(published: PublishedDay | None, config: PipelineConfig) -> str:
+    """Return a hash of what the ranked rows of a day are made from: its published rows, and settings of the report."""
     identity = published.identity if published else None
     return hash_json([REPORT_VERSION, identity, config.alerts.report_rows, config.alerts.false_discovery_rate])
 
@@ -321,7 +322,7 @@ def _rank(day: str, published: PublishedDay | None, dataset: Dataset) -> _Draft:
     counts = {"scored": scored.height, "flagged": flagged.sum(), "known_anomalies": known.sum()}
     counts |= {"known_flagged": (known & flagged).sum(), "discoveries": marked}
     facts = {name: str(int(value)) for name, value in counts.items()}
-    return _Draft(day, {"input_hash": _input_hash(published, config), **facts}, detach(top), detach(features))
+    return _Draft(day, {"input_hash": ranking_hash(published, config), **facts}, detach(top), detach(features))
 
 
 def _with_discoveries(scored: pl.DataFrame, rate: float | None) -> pl.DataFrame:

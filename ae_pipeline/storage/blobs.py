@@ -4,12 +4,32 @@ import hashlib
 import os
 import time
 from collections.abc import Collection
+from pathlib import Path
 
 from ae_pipeline.common.errors import StorageError
 from ae_pipeline.storage.files import replacing
 from ae_pipeline.storage.object_store import ObjectStore
 from ae_pipeline.storage.paths import DatasetPaths
 from ae_pipeline.storage.snapshot import Entry
+
+
+def uri_of_content(paths: DatasetPaths, file: Path) -> str:
+    """Return the URI under which other machines find the content of raw rows or features.
+
+    In an object store, it is an object named by its hash. It is there when the state was copied.
+
+    Args:
+        paths: Paths of the dataset.
+        file: File of this machine.
+    """
+    if paths.store is None:
+        return file.as_uri()
+    with file.open("rb") as content:
+        return f"{paths.store}/{_folder(paths)}/{hashlib.file_digest(content, 'sha256').hexdigest()}"
+
+
+def _folder(paths: DatasetPaths) -> str:
+    return f"state/{paths.dataset}/blobs"
 
 
 class Blobs:
@@ -22,7 +42,7 @@ class Blobs:
 
     def __init__(self, paths: DatasetPaths, store: ObjectStore) -> None:
         self._root, self._store = paths.root, store
-        self.folder = f"state/{paths.dataset}/blobs"
+        self.folder = _folder(paths)
 
     def read(self, entry: Entry) -> bytes:
         """Return the content of a file.

@@ -117,6 +117,14 @@ class DatasetPaths:
         """Return the same as a URI."""
         return self.address(path) if self.store else path.as_uri()
 
+    def state_uri(self, folder: Path) -> str:
+        """Return the URI of a folder of raw rows or features. In an object store, a snapshot lists their objects.
+
+        >>> DatasetPaths(Path("copy"), "orders", store="s3://bucket/shop").state_uri(Path("copy/raw/orders"))
+        's3://bucket/shop/state/orders/head.json'
+        """
+        return f"{self.store}/state/{self.dataset}/head.json" if self.store else folder.as_uri()
+
     def staged(self, name: str) -> Path:
         """Return the path of the staged copy of a landed file.
 

@@ -133,6 +133,32 @@ def built_files(shop: Shop) -> dict[str, bytes]:
     return {**files, **copies, **{path: hash_table(table.read(path)).encode() for path in current_files(paths)}}
 
 
+def check_addresses(
+    ingested: dg.ExecuteInProcessResult, address: str, objects: ObjectStore, paths: DatasetPaths
+) -> None:
+    """Check that what Dagster shows of raw rows and features can be opened by anybody."""
+    for stage, path in {"raw_data": paths.raw, "features": paths.features}.items():
+        events = ingested.asset_materializations_for_node(f"orders__{stage}")
+        assert [event.partition for event in events] == DAYS[:-1]
+        for event, day in zip(events, DAYS[:-1], strict=True):
+            uri = str(event.metadata["dagster/uri"].value)
+            answer = objects.read(uri.removeprefix(f"{address}/"))
+            assert answer is not None
+            assert answer.data == path(day).read_bytes()
+
+
+def assert_no_metadata_names(folder: Path, results: Sequence[dg.ExecuteInProcessResult]) -> None:
+    """Check that no metadata of an asset or of a check has a path that only one host knows."""
+    events = [event for result in results for event in result.all_node_events]
+    data = [
+        event.event_specific_data
+        for event in events
+        if event.is_step_materialization or event.event_type == dg.DagsterEventType.ASSET_CHECK_EVALUATION
+    ]
+    assert len(data) > 20
+    assert not [each for each in map(repr, data) if str(folder) in each]
+
+
 def test_two_hosts_share_a_dataset_and_give_what_one_machine_gives(
     serving_shop: Shop, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,9 +168,15 @@ def test_two_hosts_share_a_dataset_and_give_what_one_machine_gives(
     monkeypatch.setenv("AE_PIPELINE_SCRATCH", str(tmp_path / "one"))
     land(objects, DAYS[:-1])
     for shop in make_shop(tmp_path, data=address):
-        assert shop.run("ingest", DAYS[0], DAYS[-2]).success
-        assert shop.run("train").success
-        published = shop.run("publish", DAYS[0], DAYS[-2])
+        ingested = shop.run("ingest", DAYS[0], DAYS[-2])
+        results = [ingested, shop.run("train"), published := shop.run("publish", DAYS[0], DAYS[-2])]
+        assert all(result.success for result in results)
+        check_addresses(ingested, address, objects, shop.paths)
+        assert_no_metadata_names(tmp_path / "one", results)
+        tracker = shop.workspace.tracker()
+        (run,) = tracker.client.search_runs([tracker.experiment("orders")])
+        assert run.inputs is not None
+        assert json.loads(run.inputs.dataset_inputs[0].dataset.source) == {"uri": f"{address}/state/orders/head.json"}
     report = published.asset_materializations_for_node("orders__anomaly_report")[-1].metadata
     for name, file in {"page": "report.html", "summary": "summary.json", "alerts": "alerts.parquet"}.items():
         assert report[name].value == f"{address}/reports/orders/{file}"  # not the copy of the host

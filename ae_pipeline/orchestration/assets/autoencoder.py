@@ -98,7 +98,7 @@ def build_autoencoder(config: PipelineConfig) -> dg.AssetsDefinition:
                 "latents": trained.compatible.message,
                 **(_alignment_metadata(trained.alignment) if trained.alignment else {}),
                 "window_fingerprint": bundle.window.fingerprint,
-                "dagster/uri": trained.folder.as_uri(),
+                "dagster/uri": trained.uri,
             },
             data_version=dg.DataVersion(bundle.fingerprint),
             check_results=[

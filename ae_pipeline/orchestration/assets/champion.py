@@ -109,7 +109,7 @@ def build_champion(pipeline: PipelineConfig) -> dg.AssetsDefinition:
                 "promoted": decision.promoted,
                 "history": history_table(dataset.paths),
                 "fingerprint": bundle.fingerprint,
-                "dagster/uri": tracker.bundle_folder(version).as_uri(),
+                "dagster/uri": tracker.bundle_uri(version),
             },
             data_version=dg.DataVersion(str(version.version)),
             check_results=[

@@ -10,7 +10,7 @@ from ae_pipeline.orchestration.assets.common import (
     days_of,
 )
 from ae_pipeline.orchestration.metadata import (
-    add_partition_metadata,
+    add_days_metadata,
     column_descriptions,
     joint_version,
     parquet_schema,
@@ -47,14 +47,13 @@ def build_features(config: PipelineConfig) -> dg.AssetsDefinition:
         with as_dagster_failure():
             built = build_feature_days(dataset, days)
         path = dataset.paths.features
-        for day in built.days:
-            add_partition_metadata(context, config, day.day, day.content_hash, path(day.day).as_uri(), rows=day.rows)
+        add_days_metadata(context, dataset, path, built.days)
         message = f"{built.rows:,} rows of features, {built.raw_rows:,} of raw_data"
         same = built.rows == built.raw_rows
         return dg.MaterializeResult(
             metadata={
                 "dagster/row_count": built.rows,
-                "dagster/uri": path(days[-1]).parent.as_uri(),
+                "dagster/uri": dataset.paths.state_uri(path(days[-1]).parent),
                 "dagster/column_schema": parquet_schema(path(days[-1]), column_descriptions(dataset)),
             },
             data_version=joint_version(day.content_hash for day in built.days),

@@ -10,7 +10,7 @@ from ae_pipeline.orchestration.assets.common import (
     days_of,
 )
 from ae_pipeline.orchestration.metadata import (
-    add_partition_metadata,
+    add_days_metadata,
     column_descriptions,
     count_table,
     joint_version,
@@ -62,8 +62,7 @@ def build_raw_data(config: PipelineConfig) -> dg.AssetsDefinition:
                 accepts_removal=accepts_removal(context.run.tags),
             )
         path = dataset.paths.raw
-        for day in raw.days:
-            add_partition_metadata(context, config, day.day, day.content_hash, path(day.day).as_uri(), rows=day.rows)
+        add_days_metadata(context, dataset, path, raw.days)
         first = next((f": {name}: {reason}" for name, reason in raw.refused.items()), "")
         refused = f"{len(raw.refused):,} landed files are refused{first}"
         share, max_share = raw.quarantine_share, config.max_quarantine_share
@@ -72,7 +71,7 @@ def build_raw_data(config: PipelineConfig) -> dg.AssetsDefinition:
         return dg.MaterializeResult(
             metadata={
                 "dagster/row_count": raw.rows,
-                "dagster/uri": path(days[-1]).parent.as_uri(),
+                "dagster/uri": dataset.paths.state_uri(path(days[-1]).parent),
                 "dagster/column_schema": parquet_schema(path(days[-1]), column_descriptions(dataset)),
                 "schema_contract": dg.MetadataValue.path(dataset.paths.address(dataset.paths.contract)),
                 "files_read_now": raw.files_read,

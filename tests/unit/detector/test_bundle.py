@@ -19,7 +19,7 @@ import torch
 from ae_pipeline.common.errors import BundleError, DeviceError, TrainingError
 from ae_pipeline.detector import tensors
 from ae_pipeline.detector.bundle import ModelBundle
-from ae_pipeline.detector.bundle_files import MANIFEST, WEIGHTS
+from ae_pipeline.detector.bundle_files import MANIFEST, NOT_COUNTED, WEIGHTS
 from ae_pipeline.detector.facts import AlignmentFacts, TrainingFacts
 from ae_pipeline.features.split import PARTS
 from ae_pipeline.models.losses import LikelihoodLoss
@@ -56,7 +56,7 @@ def test_keys_of_a_later_version_do_not_change_the_fingerprint(fitted: Fitted, f
     """A bundle of before time zones keeps its fingerprint, on which the names of the table's files depend."""
 
     def forget(manifest: dict[str, Any]) -> None:
-        del manifest["config"]["timezone"], manifest["encoder"]["timezone"], manifest["digests"]
+        del manifest["config"]["timezone"], manifest["encoder"]["timezone"], manifest["digests"], manifest[NOT_COUNTED]
 
     edit_manifest(folder, forget)
     bundle = ModelBundle.load(folder)
@@ -281,7 +281,7 @@ class TestFittedParts:
 class TestFormat7:
     def test_it_scores_as_before_under_its_own_fingerprint(self, fitted: Fitted, folder: Path) -> None:
         def downgrade(manifest: dict[str, Any]) -> None:
-            del manifest["contract"], manifest["digests"]
+            del manifest["contract"], manifest["digests"], manifest[NOT_COUNTED]
             manifest["format"] = 7
 
         edit_manifest(folder, downgrade)
@@ -307,7 +307,7 @@ class TestErrors:
     @pytest.mark.parametrize("other", [4, "5", None])
     def test_another_format_is_named_with_the_supported_ones(self, folder: Path, other: object) -> None:
         edit_manifest(folder, lambda manifest: manifest.update(format=other))
-        message = f"has format {other!r}, but this version of ae_pipeline reads only formats 6 to 11; train a new model"
+        message = f"has format {other!r}, but this version of ae_pipeline reads only formats 6 to 12; train a new model"
         with pytest.raises(BundleError, match=message):
             ModelBundle.load(folder)
 

@@ -67,12 +67,12 @@ def test_its_facts_and_reference_are_read(bundle: ModelBundle) -> None:
     assert {"load", "mode", "z_000", "score"} <= {distribution.name for distribution in bundle.reference}
 
 
-def test_saved_again_it_has_format_11_and_the_same_scores(
+def test_saved_again_it_has_format_12_and_the_same_scores(
     bundle: ModelBundle, rows: pl.DataFrame, tmp_path: Path
 ) -> None:
     bundle.save(tmp_path)
     manifest = json.loads((tmp_path / "bundle.json").read_text())
-    assert manifest["format"] == 11
+    assert manifest["format"] == 12
     assert ModelBundle.load(tmp_path).score(rows).score.tobytes() == bundle.score(rows).score.tobytes()
     # Format 9 had the same tensors. Format 8 had no `training.contamination` either.
     del manifest["digests"]

@@ -286,7 +286,9 @@ class TestRetraining:
     def test_the_aligned_model_is_registered_with_its_figures(self, served: tuple[Fitted, Tracker, Trained]) -> None:
         fitted, tracker, first = served
         trained = self.retrain(served, latents={"min_explained_variance": 0.01})
-        kept = ModelBundle.load(trained.folder)
+        folder = tracker.bundle_folder(trained.version)
+        assert trained.uri == folder.as_uri()
+        kept = ModelBundle.load(folder)
         rows = fitted.window.rows("calibration", fitted.paths)
         old, new = (bundle.encode(rows).astype(float) for bundle in (first.bundle, kept))
         assert trained.alignment is not None

@@ -5,12 +5,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import QueuedRunCoordinatorDaemon
 from filelock import FileLock
 
 from ae_pipeline.orchestration import dead_runs
@@ -23,7 +24,7 @@ from ae_pipeline.orchestration.dead_runs import (
     record_process,
 )
 from ae_pipeline.orchestration.processes import identify, parse_process, start_ticks
-from ae_pipeline.orchestration.tags import DATASET_TAG, PROCESS_TAG
+from ae_pipeline.orchestration.tags import DATASET_TAG, PERSON_PRIORITY, PRIORITY_TAG, PROCESS_TAG
 from ae_pipeline.storage.lock_kinds import Holder
 from ae_pipeline.storage.locks import dataset_lock, locks
 from ae_pipeline.storage.paths import DatasetPaths
@@ -185,6 +186,45 @@ def test_a_retry_does_not_inherit_the_process(instance: dg.DagsterInstance, tmp_
     process = process_of(current)
     assert process is not None
     assert (process.pid, process.is_alive) == (os.getpid(), True)
+
+
+def _next_in_queue(instance: dg.DagsterInstance, runs: Sequence[dg.DagsterRun]) -> list[str]:
+    """Return the ids of runs in the order in which Dagster's daemon starts them."""
+    daemon = QueuedRunCoordinatorDaemon(interval_seconds=1)
+    current = [run for each in runs if (run := instance.get_run_by_id(each.run_id))]
+    return [run.run_id for run in daemon._priority_sort(current)]
+
+
+@pytest.mark.parametrize("has_begun", [True, False])
+def test_the_retry_of_a_lost_run_goes_before_runs_that_were_queued_meanwhile(
+    instance: dg.DagsterInstance, tmp_path: Path, *, has_begun: bool
+) -> None:
+    lost = _run(instance, "" if has_begun else _dead())
+    if has_begun:
+        record_process(lost, instance)
+    else:
+        assert _end(instance, tmp_path) == [lost.run_id]
+    queued = [_run(instance, status=dg.DagsterRunStatus.NOT_STARTED) for _ in range(2)]
+    parent = instance.get_run_by_id(lost.run_id)
+    assert parent is not None
+    retry = _run(instance, status=dg.DagsterRunStatus.NOT_STARTED, parent=lost.run_id)
+    instance.add_run_tags(retry.run_id, parent.tags)  # as Dagster's daemon does
+    rollback = _run(instance, status=dg.DagsterRunStatus.NOT_STARTED)
+    instance.add_run_tags(rollback.run_id, {PRIORITY_TAG: PERSON_PRIORITY})
+    order = [rollback.run_id, retry.run_id, *(run.run_id for run in queued)]
+    assert _next_in_queue(instance, [*queued, retry, rollback]) == order
+
+
+def test_a_priority_that_a_person_gave_stays(instance: dg.DagsterInstance, tmp_path: Path) -> None:
+    run = _run(instance, _dead())
+    instance.add_run_tags(run.run_id, {PRIORITY_TAG: "-3"})
+    assert _end(instance, tmp_path) == [run.run_id]
+    ended = instance.get_run_by_id(run.run_id)
+    assert ended is not None
+    record_process(ended, instance)
+    current = instance.get_run_by_id(run.run_id)
+    assert current is not None
+    assert current.tags[PRIORITY_TAG] == "-3"
 
 
 def test_the_datasets_of_a_run_come_from_tag_selection_or_plan(instance: dg.DagsterInstance) -> None:

@@ -428,6 +428,14 @@ class TestVersions:
         elsewhere.rename(folder)
         assert tracker.bundle_folder(champion) == folder
 
+    @pytest.mark.parametrize("root", ["mlflow-artifacts:/1/models/m-1", "s3://models/1/models/m-1"])
+    def test_the_address_of_a_bundle_is_that_of_the_server(
+        self, root: str, tracker: Tracker, champion: TrackedVersion, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert tracker.bundle_uri(champion) == tracker.bundle_folder(champion).as_uri()
+        monkeypatch.setattr(tracker.client, "get_model_version_download_uri", lambda *_: root)
+        assert tracker.bundle_uri(champion) == f"{root}/artifacts/bundle"
+
     def test_a_remote_bundle_is_downloaded_once(
         self, tracker: Tracker, champion: TrackedVersion, monkeypatch: pytest.MonkeyPatch
     ) -> None:
