@@ -19,14 +19,7 @@ from ae_pipeline.common.device import choose_device, device_errors
 from ae_pipeline.common.errors import BundleError, ConfigError
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector import legacy_bundle
-from ae_pipeline.detector.bundle_files import (
-    KEYS_NOT_COUNTED,
-    MANIFEST,
-    NOT_COUNTED,
-    WEIGHTS,
-    fingerprint_of,
-    read_files,
-)
+from ae_pipeline.detector.bundle_files import LEFT_OUT, MANIFEST, WEIGHTS, fingerprint_of, read_files
 from ae_pipeline.detector.detector import Array, Detector
 from ae_pipeline.detector.digests import check_digests, with_digests, without_digests
 from ae_pipeline.detector.explanation import Contribution, explain
@@ -333,7 +326,7 @@ class ModelBundle:
     def _manifest(self) -> dict[str, Any]:
         return {
             "format": FORMAT,
-            NOT_COUNTED: KEYS_NOT_COUNTED,
+            **LEFT_OUT,
             "config": self.config.model_dump(mode="json"),
             "encoder": self.encoder.model_dump(mode="json"),
             "calibration": _calibration_facts(self.calibration),

@@ -23,8 +23,8 @@ NOT_COUNTED = "not_in_fingerprint"
 A bundle names them itself, so that its fingerprint stays when another version of the package leaves out others.
 """
 
-KEYS_NOT_COUNTED = [*(f"config.{key}" for key in keys_beside_rows()), "contract.on_delete"]
-"""Keys of the manifest that cannot change a row."""
+LEFT_OUT = {NOT_COUNTED: [*(f"config.{key}" for key in keys_beside_rows()), "contract.on_delete"]}
+"""Entry of a manifest with its keys that cannot change a row."""
 
 
 def read_files(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

@@ -295,12 +295,7 @@ class Tracker:
             self.client.set_tag(run_id, key, value[:5000])
 
     def lead_description(self, run_id: str, lead: str) -> None:
-        """Put a paragraph before the description of a run, in place of an earlier one. The rest of the text stays.
-
-        Args:
-            run_id: The run.
-            lead: The paragraph, Markdown.
-        """
+        """Put a paragraph, Markdown, before the description of a run, in place of an earlier one. The rest stays."""
         with self._answers():
             note = self.client.get_run(run_id).data.tags.get(NOTE_TAG, "")
             rest = note.partition(_END_OF_LEAD)[2] if _END_OF_LEAD in note else note
