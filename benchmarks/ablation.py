@@ -67,7 +67,6 @@ def ensemble_variants(detector: Detector, train: FloatArray, test: FloatArray) -
         scores: FloatArray = fit_combination(known, changed)(each).numpy()
         return scores
 
-    yield "ensemble", of(setting.weights)
     for index, name in enumerate(MEASURES):
         yield f"ensemble without {name}", of([weight * (index != at) for at, weight in enumerate(setting.weights)])
     yield "ensemble without novelty", of(setting.weights, 0.0)
