@@ -8,7 +8,8 @@ of the clean rows of each set and of planted anomalies of the four kinds of ADBe
 - global: uniform rows in the range of each column, extended by a tenth.
 - dependency: each value comes from another clean row, so that the columns no longer depend on each other.
 
-Planted anomalies make up 1, 5, 10, 20 or 30 % of a set. Under the protocol `contaminated` a method learns from all of
+Planted anomalies make up 1, 5, 10, 20 or 30 % of a set. `--one-share` plants one of these shares for each set and
+kind, in turn, and takes a fifth of the time. Under the protocol `contaminated` a method learns from all of
 these rows, and under `one-class` from half of the clean ones.
 """
 
@@ -98,22 +99,46 @@ def plant(table: Table, kind: str, share: float, seed: int) -> Table:
     return Table(table.name, rows[order], order >= len(clean))
 
 
-def cases(whole: Table, seed: int) -> Iterator[tuple[str, float, Table]]:
-    """Yield kind, share and rows of each case of a set: its own anomalies, then those of each kind and share."""
+def cases(whole: Table, seed: int, turn: int | None = None) -> Iterator[tuple[str, float, Table]]:
+    """Yield kind, share and rows of each case of a set: its own anomalies, then those of each kind and share.
+
+    Args:
+        whole: Labelled set.
+        seed: Seed of the rows and of the planting.
+        turn: Plant only one share for each kind, chosen by this number. All shares by default.
+    """
     table = cap_rows(whole, seed)
     if table.is_anomaly.any() and not table.is_anomaly.all():
         yield REAL, float(table.is_anomaly.mean()), table
-    yield from ((kind, share, plant(table, kind, share, seed)) for kind in KINDS for share in SHARES)
+    for index, kind in enumerate(KINDS):
+        shares = SHARES if turn is None else (SHARES[(turn + index) % len(SHARES)],)
+        yield from ((kind, share, plant(table, kind, share, seed)) for share in shares)
 
 
-def run(folder: Path, methods: Sequence[str], seeds: Sequence[int], out: Path) -> None:
-    """Evaluate methods on all cases of the sets of a folder, print the table and write the JSON after each set."""
+def run(
+    folder: Path,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    out: Path,
+    protocols: Sequence[str] = PROTOCOLS,
+    one_share: bool = False,
+) -> None:
+    """Evaluate methods on all cases of the sets of a folder, print the table and write the JSON after each set.
+
+    Args:
+        folder: Folder with the files of the sets.
+        methods: Methods to evaluate.
+        seeds: Seeds to evaluate with.
+        out: JSON file to write.
+        protocols: Some of `PROTOCOLS`.
+        one_share: Plant one share for each set and kind. Another seed plants other shares.
+    """
     rows: list[Row] = []
-    for path in find_sets(folder):
+    for number, path in enumerate(find_sets(folder)):
         whole = read_set(path)
         for seed in seeds:
-            for kind, share, table in cases(whole, seed):
-                for protocol in PROTOCOLS:
+            for kind, share, table in cases(whole, seed, number + seed if one_share else None):
+                for protocol in protocols:
                     trials = [try_method(table, protocol, method, seed, METHODS) for method in methods]
                     rows += [{**trial.row(), "kind": kind, "share": share} for trial in trials]
         write_report(out, "protocol", rows, ("pyod", "scikit-learn"))
@@ -171,15 +196,21 @@ def main() -> None:
     parser.add_argument("data", type=Path, metavar="DATA_DIR", help="folder of .npz files")
     parser.add_argument("--seeds", default="0", help="comma-separated numbers (default: %(default)s)")
     parser.add_argument("--methods", default=",".join(CHEAP), help="comma-separated methods (default: %(default)s)")
+    parser.add_argument("--protocols", default=",".join(PROTOCOLS), help="comma-separated (default: %(default)s)")
+    parser.add_argument("--one-share", action="store_true", help="plant one share for each set and kind")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args()
     methods = arguments.methods.split(",")
     if unknown := sorted(set(methods) - METHODS.keys()):
         parser.error(f"--methods contains {unknown[0]!r}; choose from {', '.join(METHODS)}")
+    protocols = arguments.protocols.split(",")
+    if unknown := sorted(set(protocols) - set(PROTOCOLS)):
+        parser.error(f"--protocols contains {unknown[0]!r}; choose from {', '.join(PROTOCOLS)}")
     if not find_sets(arguments.data):
         parser.error(f"{arguments.data} contains no .npz file; name a folder of sets")
     torch.set_num_threads(1)
-    run(arguments.data, methods, [int(seed) for seed in arguments.seeds.split(",")], arguments.out)
+    seeds = [int(seed) for seed in arguments.seeds.split(",")]
+    run(arguments.data, methods, seeds, arguments.out, protocols, arguments.one_share)
 
 
 if __name__ == "__main__":

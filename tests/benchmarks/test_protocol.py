@@ -52,6 +52,13 @@ def test_cases_are_the_real_anomalies_and_each_kind_and_share() -> None:
     ]
 
 
+def test_one_share_plants_each_share_in_turn() -> None:
+    shares = [[share for kind, share, _ in protocol.cases(TABLE, 0, turn) if kind != "real"] for turn in range(6)]
+    assert shares[0] == [0.01, 0.05, 0.1, 0.2]
+    assert shares[5] == shares[0]
+    assert [each[2] for each in shares[:5]] == [0.1, 0.2, 0.3, 0.01, 0.05]
+
+
 def test_regret_is_the_distance_from_the_best_method_of_a_case() -> None:
     case: Row = {"set": "a", "protocol": "one-class", "kind": "real", "share": 0.1, "seed": 0}
     rows: list[Row] = [
