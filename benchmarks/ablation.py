@@ -4,6 +4,7 @@ All variants of a set, protocol and seed share one fit, because the parts are fi
 """
 
 import argparse
+import json
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -11,13 +12,15 @@ from pathlib import Path
 
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
+from torch import Tensor
 
 from ae_pipeline.config.service import Evidence
 from ae_pipeline.detector.detector import Detector
-from ae_pipeline.scoring.combination import SETTINGS, fit_combination
+from ae_pipeline.scoring.combination import SETTINGS, Combination, fit_combination
 from ae_pipeline.scoring.ensemble import MEASURES
+from ae_pipeline.scoring.tails import fit_tails
 from benchmarks.detection import fit_detector_on, frame_of
-from benchmarks.labelled_sets import PROTOCOLS, FloatArray, cap_rows, find_sets, make_task, read_set
+from benchmarks.labelled_sets import PROTOCOLS, FloatArray, Table, cap_rows, find_sets, make_task, read_set
 from benchmarks.report import Row, format_table, write_report
 
 WHOLE = "as shipped"
@@ -40,41 +43,84 @@ def variants(detector: Detector, train: FloatArray, test: FloatArray) -> Iterato
         yield f"evidence {part.value} alone", replace(detector, config=config).combine(surprisal)
     if detector.ensemble is None:
         return
-    ensemble, encode = detector.ensemble, detector.encoder.encode
+    yield from ensemble_variants(detector, train, test)
+
+
+def ensemble_variants(detector: Detector, train: FloatArray, test: FloatArray) -> Iterator[tuple[str, FloatArray]]:
+    """Yield each variant of the ensemble with its scores of the test rows.
+
+    Args:
+        detector: Detector with an ensemble.
+        train: Rows that the detector was fitted on, (n, columns).
+        test: Rows to score, (m, columns).
+    """
+    ensemble = detector.ensemble
+    assert ensemble is not None
     known, each = (
-        ensemble.tails(ensemble.measures(torch.from_numpy(encode(frame_of(rows))))) for rows in (train, test)
+        ensemble.tails(ensemble.measures(torch.from_numpy(detector.encoder.encode(frame_of(rows)))))
+        for rows in (train, test)
     )
     setting = SETTINGS[detector.config.training.contamination]
+
+    def of(weights: Sequence[float], factor: float = setting.novelty_factor) -> FloatArray:
+        changed = replace(setting, weights=tuple(weights), novelty_factor=factor)
+        scores: FloatArray = fit_combination(known, changed)(each).numpy()
+        return scores
+
     for index, name in enumerate(MEASURES):
-        weights = tuple(weight * (index != other) for other, weight in enumerate(setting.weights))
-        yield f"ensemble without {name}", fit_combination(known, replace(setting, weights=weights))(each).numpy()
-    yield "ensemble without novelty", fit_combination(known, replace(setting, novelty_factor=0.0))(each).numpy()
+        yield f"ensemble without {name}", of([weight * (index != at) for at, weight in enumerate(setting.weights)])
+    yield "ensemble without novelty", of(setting.weights, 0.0)
+    yield "ensemble without second tails", _on_first_tails(known, each, fit_combination(known, setting))
+    yield "ensemble of decision 0008", Combination.of_format_8()(each[:, :5]).numpy()
     for index, name in enumerate(MEASURES):
         yield f"{name} alone", each[:, index].numpy()
-    alike = tuple(float(weight > 0) for weight in setting.weights)
-    yield "ensemble, weights alike", fit_combination(known, replace(setting, weights=alike))(each).numpy()
+    yield "ensemble, weights alike", of([float(weight > 0) for weight in setting.weights])
     yield "ensemble, highest of the measures", each.amax(1).numpy()
 
 
-def run(folder: Path, seeds: Sequence[int], out: Path) -> None:
-    """Measure all variants on all sets of a folder, print the table and write the JSON."""
-    rows: list[Row] = []
-    for path in find_sets(folder):
-        for seed in seeds:
+def _on_first_tails(known: Tensor, each: Tensor, combination: Combination) -> FloatArray:
+    """Return the score of `combination` with the surprisals as they are, without tails of the rows that look normal."""
+    weights = torch.from_numpy(combination.weights)
+    start, factor = combination.novelty
+    tails = fit_tails((known @ weights[1:].T).numpy())
+    novelty = tails(each @ weights[1:].T)[:, 0]
+    scores: FloatArray = (each @ weights[0] + factor * (novelty - start).clamp(min=0.0)).numpy()
+    return scores
+
+
+def run(folder: Path, seeds: Sequence[int], out: Path, resume: bool = False) -> None:
+    """Measure all variants on all sets of a folder, print the table and write the JSON after each fit.
+
+    Args:
+        folder: Folder with the files of the sets.
+        seeds: Seeds to measure with.
+        out: JSON file to write.
+        resume: Keep the results in `out`, and measure only what they lack.
+    """
+    rows: list[Row] = json.loads(out.read_text(encoding="utf-8"))["rows"] if resume and out.exists() else []
+    known = {(row["set"], row["protocol"], row["seed"]) for row in rows}
+    for seed in seeds:
+        for path in find_sets(folder):
+            missing = [protocol for protocol in PROTOCOLS if (path.stem, protocol, seed) not in known]
             table = cap_rows(read_set(path), seed)
-            if not table.is_anomaly.any():
+            if not missing or not table.is_anomaly.any() or table.is_anomaly.all():
                 continue
-            for protocol in PROTOCOLS:
-                task = make_task(table, protocol, seed)
-                for method, score in variants(fit_detector_on(task.train, seed), task.train, task.test):
-                    figures = {
-                        "auroc": round(float(roc_auc_score(task.truth, score)), 6),
-                        "ap": round(float(average_precision_score(task.truth, score)), 6),
-                    }
-                    rows.append({"set": path.stem, "protocol": protocol, "method": method, "seed": seed, **figures})
-        write_report(out, "ablation", rows, ("scikit-learn",))
-        print(f"{path.stem} done", flush=True)
+            for protocol in missing:
+                rows += evaluate(table, protocol, seed)
+            write_report(out, "ablation", rows, ("scikit-learn",))
+            print(f"{path.stem}, seed {seed} done", flush=True)
     print(f"\n{describe(rows)}")
+
+
+def evaluate(table: Table, protocol: str, seed: int) -> list[Row]:
+    """Return the figures of each variant on a capped set under a protocol."""
+    task = make_task(table, protocol, seed)
+    rows: list[Row] = []
+    for method, score in variants(fit_detector_on(task.train, seed), task.train, task.test):
+        auroc, ap = roc_auc_score(task.truth, score), average_precision_score(task.truth, score)
+        figures = {"auroc": round(float(auroc), 6), "ap": round(float(ap), 6)}
+        rows.append({"set": table.name, "protocol": protocol, "method": method, "seed": seed, **figures})
+    return rows
 
 
 def describe(rows: Sequence[Row]) -> str:
@@ -95,11 +141,12 @@ def main() -> None:
     parser.add_argument("data", type=Path, metavar="DATA_DIR", help="folder of .npz files")
     parser.add_argument("--seeds", default="0,1,2", help="comma-separated numbers (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--resume", action="store_true", help="keep the results in --out, and measure what is missing")
     arguments = parser.parse_args()
     if not find_sets(arguments.data):
         parser.error(f"{arguments.data} contains no .npz file; name a folder of sets")
     torch.set_num_threads(1)
-    run(arguments.data, [int(seed) for seed in arguments.seeds.split(",")], arguments.out)
+    run(arguments.data, [int(seed) for seed in arguments.seeds.split(",")], arguments.out, arguments.resume)
 
 
 if __name__ == "__main__":

@@ -64,12 +64,12 @@ def read_set(path: Path) -> Table:
     return Table(path.stem, values, labels == 1)
 
 
-def cap_rows(table: Table, seed: int) -> Table:
-    """Return `MOST_ROWS` random rows of a larger set; return a smaller set unchanged."""
+def cap_rows(table: Table, seed: int, most: int = MOST_ROWS) -> Table:
+    """Return `most` random rows of a larger set; return a smaller set unchanged."""
     count = len(table.values)
-    if count <= MOST_ROWS:
+    if count <= most:
         return table
-    chosen = np.random.RandomState(seed).permutation(count)[:MOST_ROWS]
+    chosen = np.random.RandomState(seed).permutation(count)[:most]
     return Table(table.name, table.values[chosen], table.is_anomaly[chosen])
 
 

@@ -8,7 +8,8 @@ of the clean rows of each set and of planted anomalies of the four kinds of ADBe
 - global: uniform rows in the range of each column, extended by a tenth.
 - dependency: each value comes from another clean row, so that the columns no longer depend on each other.
 
-Planted anomalies make up 1, 5, 10, 20 or 30 % of a set. Under the protocol `contaminated` a method learns from all of
+Planted anomalies make up 1, 5, 10, 20 or 30 % of a set. `--one-share` plants one of these shares for each set and
+kind, in turn, and takes a fifth of the time. Under the protocol `contaminated` a method learns from all of
 these rows, and under `one-class` from half of the clean ones.
 """
 
@@ -16,6 +17,7 @@ import argparse
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +25,7 @@ from sklearn.mixture import GaussianMixture
 
 from benchmarks import detection
 from benchmarks.detection import Fit, Fitted, fit_ours, try_method
-from benchmarks.labelled_sets import PROTOCOLS, FloatArray, Table, cap_rows, find_sets, read_set
+from benchmarks.labelled_sets import MOST_ROWS, PROTOCOLS, FloatArray, Table, cap_rows, find_sets, read_set
 from benchmarks.report import Row, format_table, write_report
 
 METHODS: Mapping[str, Fit] = {
@@ -81,7 +83,21 @@ KINDS: Mapping[str, Callable[[FloatArray, int, np.random.Generator], FloatArray]
 """Functions that plant anomalies, by kind."""
 
 
-def plant(table: Table, kind: str, share: float, seed: int) -> Table:
+class Size(NamedTuple):
+    """How much of a set a run uses.
+
+    Attributes:
+        rows: Maximum of the rows of a set with its own anomalies.
+        planted_rows: Maximum of the clean rows of a set with planted anomalies.
+        one_share: Plant one of `SHARES` for each set and kind. Another seed plants another share.
+    """
+
+    rows: int = MOST_ROWS
+    planted_rows: int = PLANTED_ROWS
+    one_share: bool = False
+
+
+def plant(table: Table, kind: str, share: float, seed: int, most: int = PLANTED_ROWS) -> Table:
     """Return clean rows of a set with planted anomalies, in random order.
 
     Args:
@@ -89,31 +105,43 @@ def plant(table: Table, kind: str, share: float, seed: int) -> Table:
         kind: One of `KINDS`.
         share: Share of the planted rows among all returned rows.
         seed: Seed of the choice of clean rows and of the planting.
+        most: Maximum of the clean rows.
     """
     rng = np.random.default_rng([seed, list(KINDS).index(kind), round(1000 * share)])
-    clean = rng.permutation(table.values[~table.is_anomaly])[:PLANTED_ROWS]
+    clean = rng.permutation(table.values[~table.is_anomaly])[:most]
     count = max(5, round(share / (1 - share) * len(clean)))
     rows = np.concatenate([clean, KINDS[kind](clean, count, rng)])
     order = rng.permutation(len(rows))
     return Table(table.name, rows[order], order >= len(clean))
 
 
-def cases(whole: Table, seed: int) -> Iterator[tuple[str, float, Table]]:
-    """Yield kind, share and rows of each case of a set: its own anomalies, then those of each kind and share."""
-    table = cap_rows(whole, seed)
+def cases(whole: Table, seed: int, size: Size, number: int = 0) -> Iterator[tuple[str, float, Table]]:
+    """Yield kind, share and rows of each case of a set: its own anomalies, then those of each kind and share.
+
+    Args:
+        whole: Labelled set.
+        seed: Seed of the rows and of the planting.
+        size: How much of the set is used.
+        number: Number of the set, which chooses the share if only one is planted.
+    """
+    table = cap_rows(whole, seed, size.rows)
     if table.is_anomaly.any() and not table.is_anomaly.all():
         yield REAL, float(table.is_anomaly.mean()), table
-    yield from ((kind, share, plant(table, kind, share, seed)) for kind in KINDS for share in SHARES)
+    for index, kind in enumerate(KINDS):
+        shares = (SHARES[(number + seed + index) % len(SHARES)],) if size.one_share else SHARES
+        yield from ((kind, share, plant(table, kind, share, seed, size.planted_rows)) for share in shares)
 
 
-def run(folder: Path, methods: Sequence[str], seeds: Sequence[int], out: Path) -> None:
+def run(
+    folder: Path, methods: Sequence[str], seeds: Sequence[int], out: Path, protocols: Sequence[str], size: Size
+) -> None:
     """Evaluate methods on all cases of the sets of a folder, print the table and write the JSON after each set."""
     rows: list[Row] = []
-    for path in find_sets(folder):
+    for number, path in enumerate(find_sets(folder)):
         whole = read_set(path)
         for seed in seeds:
-            for kind, share, table in cases(whole, seed):
-                for protocol in PROTOCOLS:
+            for kind, share, table in cases(whole, seed, size, number):
+                for protocol in protocols:
                     trials = [try_method(table, protocol, method, seed, METHODS) for method in methods]
                     rows += [{**trial.row(), "kind": kind, "share": share} for trial in trials]
         write_report(out, "protocol", rows, ("pyod", "scikit-learn"))
@@ -171,15 +199,29 @@ def main() -> None:
     parser.add_argument("data", type=Path, metavar="DATA_DIR", help="folder of .npz files")
     parser.add_argument("--seeds", default="0", help="comma-separated numbers (default: %(default)s)")
     parser.add_argument("--methods", default=",".join(CHEAP), help="comma-separated methods (default: %(default)s)")
+    parser.add_argument("--protocols", default=",".join(PROTOCOLS), help="comma-separated (default: %(default)s)")
+    parser.add_argument("--rows", type=int, default=MOST_ROWS, help="maximum of rows of a set (default: %(default)s)")
+    parser.add_argument(
+        "--planted-rows",
+        type=int,
+        default=PLANTED_ROWS,
+        help="maximum of clean rows (default: %(default)s)",
+    )
+    parser.add_argument("--one-share", action="store_true", help="plant one share for each set and kind")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args()
     methods = arguments.methods.split(",")
     if unknown := sorted(set(methods) - METHODS.keys()):
         parser.error(f"--methods contains {unknown[0]!r}; choose from {', '.join(METHODS)}")
+    protocols = arguments.protocols.split(",")
+    if unknown := sorted(set(protocols) - set(PROTOCOLS)):
+        parser.error(f"--protocols contains {unknown[0]!r}; choose from {', '.join(PROTOCOLS)}")
     if not find_sets(arguments.data):
         parser.error(f"{arguments.data} contains no .npz file; name a folder of sets")
     torch.set_num_threads(1)
-    run(arguments.data, methods, [int(seed) for seed in arguments.seeds.split(",")], arguments.out)
+    seeds = [int(seed) for seed in arguments.seeds.split(",")]
+    size = Size(arguments.rows, arguments.planted_rows, arguments.one_share)
+    run(arguments.data, methods, seeds, arguments.out, protocols, size)
 
 
 if __name__ == "__main__":

@@ -136,7 +136,7 @@ class GateConfig(Section):
         description="Maximum amount by which the challenger's recall of planted faults may be below the champion's. "
         "Planted faults are wrong values that the gate inserts into its rows. A fault is detected if its row scores "
         "higher than 99 % of the gate's rows. The same limit holds for faults of several kinds that are flagged at the "
-        "alert budget.",
+        "alert budget, for all together and for each kind.",
     )
     min_alert_agreement: Fraction = Field(
         default=0.5,

@@ -24,7 +24,13 @@ from ae_pipeline.storage.dataset import Dataset
 
 Array = npt.NDArray[np.float64]
 
-BLINDNESS_RULES = ("faults_found_at_budget", "alerts_still_found", "threshold_in_line", "rankings_agree")
+BLINDNESS_RULES = (
+    "faults_found_at_budget",
+    "each_kind_found_at_budget",
+    "alerts_still_found",
+    "threshold_in_line",
+    "rankings_agree",
+)
 """Names of the rules of this module."""
 
 _OVER_ALERTING = 5
@@ -32,6 +38,9 @@ _OVER_ALERTING = 5
 
 _MIN_FAULTS, _MIN_ALERTS = 50, 5
 """Planted faults and recent alerts that a comparison needs."""
+
+_CHANCE = 0.01
+"""Probability with which two equal models may differ as much in a kind of fault by chance."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +165,7 @@ def compare_sight(
         alerts = replace(alerts, has_changed=True)
     return (
         faults_found_at_budget(seen, champion_seen, config.max_recall_drop),
+        each_kind_found_at_budget(seen, champion_seen, config.max_recall_drop),
         alerts_still_found(challenger, alerts, champion_seen.threshold, config.min_alert_agreement),
         threshold_in_line(seen, champion_seen, config.max_threshold_rise),
         rankings_agree(seen, champion_seen, config.min_rank_agreement),
@@ -214,6 +224,39 @@ def faults_found_at_budget(challenger: Seen, champion: Seen, max_recall_drop: fl
         f"{of_champion:.1%}; by kind: {by_kind}"
     )
     return GateResult(rule=rule, passed=recall >= limit, figure=recall, threshold=limit, message=message)
+
+
+def each_kind_found_at_budget(challenger: Seen, champion: Seen, max_recall_drop: float) -> GateResult:
+    """Check that the challenger flags about as many planted faults of each kind as the champion, or more.
+
+    Over all kinds together, a better network can hide that its threshold is too high: it gains faults that are easy to
+    flag, and loses others. The same faults are compared one by one, in rows that the champion does not flag without
+    them. A loss counts if chance does not explain it (sign test of the faults that only one of both flags).
+
+    Args:
+        challenger: What the challenger sees.
+        champion: What the champion sees of the same faults.
+        max_recall_drop: Difference by which the share of flagged faults of a kind may be lower.
+    """
+    from scipy.stats import binomtest
+
+    rule, largest, of_kind, is_lost = "each_kind_found_at_budget", -np.inf, "", False
+    for kind in sorted(champion.faults):
+        is_new = champion.is_new[kind]
+        if is_new.sum() < _MIN_FAULTS:
+            continue
+        ours, theirs = (seen.faults[kind][is_new] > seen.threshold for seen in (challenger, champion))
+        lost, gained, drop = int((theirs & ~ours).sum()), int((ours & ~theirs).sum()), theirs.mean() - ours.mean()
+        is_lost |= drop > max_recall_drop and binomtest(lost, lost + gained, alternative="greater").pvalue < _CHANCE
+        if drop > largest:
+            largest, of_kind = float(drop), f"{kind} {ours.mean():.1%} ({theirs.mean():.1%})"
+    if not of_kind:
+        return not_compared(rule, max_recall_drop, "the version that serves flags nearly every row without a fault too")
+    message = (
+        f"of no kind of planted fault may it flag {100 * max_recall_drop:g} percentage points less than the version "
+        f"that serves; the largest difference is {100 * largest:.1f}, in the kind {of_kind}"
+    )
+    return GateResult(rule=rule, passed=not is_lost, figure=largest, threshold=max_recall_drop, message=message)
 
 
 def alerts_still_found(challenger: ModelBundle, alerts: RecentAlerts, threshold: float, min_share: float) -> GateResult:

@@ -77,6 +77,7 @@ def _not_compared(reason: str, config: GateConfig) -> tuple[GateResult, ...]:
         "calibration_no_worse": config.max_ks_distance,
         "planted_faults_found": 0.0,
         "faults_found_at_budget": 0.0,
+        "each_kind_found_at_budget": config.max_recall_drop,
         "alerts_still_found": config.min_alert_agreement,
         "threshold_in_line": config.max_threshold_rise,
         "rankings_agree": config.min_rank_agreement,

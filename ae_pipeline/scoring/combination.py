@@ -15,8 +15,11 @@ from ae_pipeline.scoring.tails import TailCalibrator, fit_tails
 
 Array = npt.NDArray[np.float64]
 
-_NOVEL_MEASURES = np.array([1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0])
+_TO_ALL_ROWS = (1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 """Weights of the measures in the novelty: the distances to the nearest training row on both scales."""
+
+_TO_THE_CORE = (0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+"""Weights of the measures in the novelty: the distance to the nearest row of the core. Anomalies are not in it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,26 +28,43 @@ class Setting:
 
     Attributes:
         core_share: Share of the training rows in the core.
+        tail_share: Share of the training rows that the second trimming keeps.
         weights: Weights of the measures in the whole.
+        novelty_weights: Weights of the measures in the novelty.
         novelty_from: Surprisal in nats from which the novelty counts.
         novelty_factor: Factor of the novelty.
     """
 
     core_share: float
+    tail_share: float
     weights: tuple[float, ...]
+    novelty_weights: tuple[float, ...] = _TO_ALL_ROWS
     novelty_from: float
     novelty_factor: float
 
 
 SETTINGS: Mapping[Contamination, Setting] = {
     Contamination.UNKNOWN: Setting(
-        core_share=0.8, weights=(1.0, 1.5, 2.0, 0.25, 0.75, 1.0, 0.5), novelty_from=3.5, novelty_factor=10.0
+        core_share=0.8,
+        tail_share=0.8,
+        weights=(1.0, 1.5, 2.0, 0.25, 0.75, 1.0, 0.5),
+        novelty_from=3.5,
+        novelty_factor=10.0,
     ),
     Contamination.NONE: Setting(
-        core_share=1.0, weights=(1.0, 1.5, 2.0, 0.25, 0.75, 0.0, 0.0), novelty_from=2.3, novelty_factor=5.0
+        core_share=1.0,
+        tail_share=1.0,
+        weights=(1.0, 1.5, 2.0, 0.25, 0.75, 0.0, 0.0),
+        novelty_from=2.3,
+        novelty_factor=5.0,
     ),
     Contamination.SOME: Setting(
-        core_share=0.8, weights=(1.0, 1.5, 2.0, 0.25, 0.75, 2.0, 0.5), novelty_from=4.6, novelty_factor=3.0
+        core_share=0.8,
+        tail_share=0.6,
+        weights=(1.0, 1.5, 2.0, 0.25, 0.75, 1.5, 1.5),
+        novelty_weights=_TO_THE_CORE,
+        novelty_from=3.5,
+        novelty_factor=10.0,
     ),
 }
 """Settings by what the user knows about the training rows, chosen with `benchmarks.protocol`."""
@@ -56,14 +76,15 @@ class Combination:
 
     The sum ranks well whether the training rows hold anomalies or not. The novelty is the surprisal of the distances to
     the nearest of all training rows. It ranks best if the training rows are clean, and badly if not, because anomalies
-    are near one another. So it counts only beyond what nearly all training rows show: such a row is new in any case.
+    are near one another. So it counts only beyond what nearly all training rows show: such a row is new in any case. If
+    the training rows are known to hold anomalies, the novelty is that of the distance to the core.
 
     Attributes:
         weights: Weights of the measures in the sum, and in the novelty, shape (2, measures). Bundles of before format 9
             have the sum only, shape (1, 5).
         novelty: Surprisal in nats from which the novelty counts, and its factor, shape (2,).
         core_tails: Tails of the surprisals of those training rows that look normal.
-        novelty_tails: Tails of the weighted distances, one column.
+        novelty_tails: Tails of the weighted surprisals in the novelty, one column.
     """
 
     weights: Array
@@ -118,9 +139,9 @@ def fit_combination(surprisal: Tensor, setting: Setting) -> Combination:
     The rows are trimmed a second time, now by all measures but the distances to all training rows. Anomalies among the
     training rows therefore do not make their own values look usual.
     """
-    weights = np.stack([np.array(setting.weights), _NOVEL_MEASURES])
+    weights = np.stack([np.array(setting.weights), np.array(setting.novelty_weights)])
     values = surprisal.numpy()
-    whole = values @ np.where(_NOVEL_MEASURES > 0, 0.0, weights[0])
-    core_tails = fit_tails(values[whole <= np.quantile(whole, setting.core_share)])
+    whole = values @ np.where(np.array(_TO_ALL_ROWS) > 0, 0.0, weights[0])
+    core_tails = fit_tails(values[whole <= np.quantile(whole, setting.tail_share)])
     novelty = np.array([setting.novelty_from, setting.novelty_factor])
     return Combination(weights, novelty, core_tails, fit_tails(core_tails(surprisal).numpy() @ weights[1:].T))

@@ -45,11 +45,27 @@ def test_each_kind_is_unusual_in_its_way() -> None:
 
 
 def test_cases_are_the_real_anomalies_and_each_kind_and_share() -> None:
-    cases = list(protocol.cases(TABLE, 0))
+    cases = list(protocol.cases(TABLE, 0, protocol.Size()))
     assert [case[:2] for case in cases] == [
         ("real", 7 / 407),
         *((kind, share) for kind in protocol.KINDS for share in protocol.SHARES),
     ]
+
+
+def test_one_share_plants_each_share_in_turn() -> None:
+    size = protocol.Size(one_share=True)
+    shares = [
+        [share for kind, share, _ in protocol.cases(TABLE, seed, size, number) if kind != "real"]
+        for number, seed in ((0, 0), (1, 0), (1, 1), (5, 0))
+    ]
+    assert shares[0] == shares[3] == [0.01, 0.05, 0.1, 0.2]
+    assert shares[1:3] == [[0.05, 0.1, 0.2, 0.3], [0.1, 0.2, 0.3, 0.01]]
+
+
+def test_a_run_may_use_fewer_rows() -> None:
+    (_, _, real), (_, share, planted), *_ = protocol.cases(TABLE, 0, protocol.Size(rows=200, planted_rows=50))
+    assert len(real.values) == 200
+    assert (share, (~planted.is_anomaly).sum()) == (0.01, 50)
 
 
 def test_regret_is_the_distance_from_the_best_method_of_a_case() -> None:

@@ -35,6 +35,8 @@ def test_faulty_rows_have_an_air_time_in_seconds() -> None:
     assert set(rows["air_time"].filter(is_faulty)) == {1_800}
     assert rows.filter(~is_faulty).equals(ROWS.filter(~is_faulty))
     assert changed("25 faulty rows on a day", 1)[0].equals(ROWS)
+    counts = [changed("25 faulty rows over a week", day)[1].sum() for day in range(-1, 9)]
+    assert counts == [0, 3, 4, 3, 4, 3, 4, 4, 0, 0]
     assert changed("1% of the window faulty", -50)[1].sum() == 1
 
 

@@ -51,6 +51,7 @@ def test_the_code_location_defines_the_expected_objects(location: dg.Definitions
                 [
                     "alerts_still_found",
                     "calibration_no_worse",
+                    "each_kind_found_at_budget",
                     "faults_found_at_budget",
                     "finite_weights",
                     "latents_compatible",

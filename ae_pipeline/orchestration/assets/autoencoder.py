@@ -40,6 +40,7 @@ _CHECKS = {
     "of the version that serves.",
     "faults_found_at_budget": "Of faults of several kinds planted into these days, it flags at most "
     "gate.max_recall_drop less than the version that serves.",
+    "each_kind_found_at_budget": "Of no single kind of these faults does it flag more than gate.max_recall_drop less.",
     "alerts_still_found": "Of the alerts of the version that serves on recent days over the budget, it flags at least "
     "gate.min_alert_agreement.",
     "threshold_in_line": "In the scores of the version that serves, its threshold is at most gate.max_threshold_rise "

@@ -16,6 +16,7 @@ from ae_pipeline.gate.blindness import (
     Seen,
     alerts_still_found,
     compare_sight,
+    each_kind_found_at_budget,
     faults_found_at_budget,
     rankings_agree,
     recent_alerts,
@@ -63,6 +64,40 @@ class TestRules:
         assert result.message == "not compared: the version that serves flags nearly every row without a fault too"
         assert not faults_found_at_budget(changed_world, seen(), 0.1).passed
 
+    def test_a_gain_in_one_kind_hides_no_loss_in_another(self) -> None:
+        champion, other = seen(), seen(-1.5).faults["other value"]
+        challenger = replace(champion, faults={"outlier": seen(1.5).faults["outlier"], "other value": other})
+        assert faults_found_at_budget(challenger, champion, 0.1).figure == pytest.approx(0.5, abs=0.01)
+        result = each_kind_found_at_budget(challenger, champion, 0.1)
+        assert (result.passed, result.threshold) == (False, 0.1)
+        assert result.figure == pytest.approx(0.15)
+        assert result.message.endswith("the largest difference is 15.0, in the kind outlier 35.0% (50.0%)")
+        assert each_kind_found_at_budget(challenger, champion, 0.2).passed
+        assert each_kind_found_at_budget(champion, challenger, 0.1).figure == pytest.approx(0.15)
+
+    @pytest.mark.parametrize(("lost", "gained", "passes"), [(12, 0, False), (20, 6, False), (30, 18, True)])
+    def test_a_loss_of_a_kind_that_chance_explains_does_not_count(self, lost: int, gained: int, passes: bool) -> None:
+        # Of 100 faults, the champion flags the first 50. P(B(48, 1/2) >= 30) is 0.056, P(B(26, 1/2) >= 20) 0.005.
+        of_champion = np.where(np.arange(100) < 50, 6.0, 4.0)
+        of_challenger = of_champion.copy()
+        of_challenger[:lost], of_challenger[100 - gained :] = 4.0, 6.0
+        challenger, champion = (
+            Seen(threshold=5.0, rows=np.zeros(9), faults={"outlier": faults}, originals={"outlier": np.zeros(100)})
+            for faults in (of_challenger, of_champion)
+        )
+        result = each_kind_found_at_budget(challenger, champion, 0.1)
+        assert result.figure == pytest.approx((lost - gained) / 100)
+        assert result.passed == passes
+
+    def test_kinds_with_few_faults_in_calm_rows_are_not_compared(self) -> None:
+        champion = seen(originals=6.0)
+        champion.originals["outlier"][:49] = 1.0
+        result = each_kind_found_at_budget(seen(5.0), champion, 0.1)
+        assert result.passed
+        assert result.message == "not compared: the version that serves flags nearly every row without a fault too"
+        champion.originals["outlier"][150:] = 1.0
+        assert not each_kind_found_at_budget(seen(5.0), champion, 0.1).passed
+
     @pytest.mark.parametrize(("threshold", "rise"), [(5.0, 0.0), (6.5, 1.5), (8.0, 3.0), (4.5, -0.5)])
     def test_the_threshold_is_measured_in_scores_of_the_champion(self, threshold: float, rise: float) -> None:
         result = threshold_in_line(seen(threshold=threshold), seen(), 2.0)
@@ -98,6 +133,7 @@ class TestRules:
     def test_too_few_faults_are_not_compared(self) -> None:
         few = Seen(threshold=5.0, rows=np.zeros(10), faults={}, originals={})
         assert faults_found_at_budget(few, few, 0.1).passed
+        assert each_kind_found_at_budget(few, few, 0.1).message.startswith("not compared: ")
         assert threshold_in_line(few, few, 2.0).message.startswith("not compared: ")
         assert rankings_agree(few, few, 0.3).message == "not compared: too few rows have different scores"
 
@@ -157,6 +193,7 @@ class TestModels:
         blind = blinded(fitted.bundle, 25, 1_000.0)
         results = self.results_of(fitted, blind, fitted.bundle)
         assert not results["faults_found_at_budget"].passed
+        assert not results["each_kind_found_at_budget"].passed
         assert not results["threshold_in_line"].passed
         assert results["rankings_agree"].passed
 
