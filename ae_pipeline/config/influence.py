@@ -1,8 +1,8 @@
-"""Keys of the YAML that cannot change a row of the latent table, once the features and the weights are given."""
+"""Keys of the YAML that have no effect on a row of the latent table, if features and weights are given."""
 
 from ae_pipeline.config.service import GateConfig
 
-_BESIDE_ROWS: dict[str, tuple[str, ...]] = {
+_WITHOUT_EFFECT: dict[str, tuple[str, ...]] = {
     "description": (),
     "owners": (),
     "display": (),
@@ -21,18 +21,18 @@ _BESIDE_ROWS: dict[str, tuple[str, ...]] = {
     "gate": tuple(key for key in GateConfig.model_fields if key != "days"),  # `days` bounds the training window
     "latents": ("retention_days",),
 }
-"""Sections with the keys that count; an empty tuple stands for the whole key."""
+"""Sections, each with its keys that have no effect on a row; an empty tuple stands for the whole section."""
 
 
-def keys_beside_rows() -> list[str]:
+def keys_without_effect_on_rows() -> list[str]:
     """Return the dotted keys of a configuration that cannot change a row, given the features and the weights.
 
     Examples:
-        >>> {"scale", "alerts.webhook", "training.workers"} < set(keys_beside_rows())
+        >>> {"scale", "alerts.webhook", "training.workers"} < set(keys_without_effect_on_rows())
         True
     """
     return sorted(
         ".".join((section, key)) if key else section
-        for section, keys in _BESIDE_ROWS.items()
+        for section, keys in _WITHOUT_EFFECT.items()
         for key in (keys or ("",))
     )

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ae_pipeline.common.errors import BundleError
-from ae_pipeline.config.influence import keys_beside_rows
+from ae_pipeline.config.influence import keys_without_effect_on_rows
 from ae_pipeline.detector.tensors import Tensors
 from ae_pipeline.storage.hashing import hash_json
 
@@ -23,7 +23,7 @@ NOT_COUNTED = "not_in_fingerprint"
 A bundle names them itself, so that its fingerprint stays when another version of the package leaves out others.
 """
 
-LEFT_OUT = {NOT_COUNTED: [*(f"config.{key}" for key in keys_beside_rows()), "contract.on_delete"]}
+LEFT_OUT = {NOT_COUNTED: [*(f"config.{key}" for key in keys_without_effect_on_rows()), "contract.on_delete"]}
 """Entry of a manifest with its keys that cannot change a row."""
 
 

@@ -174,12 +174,10 @@ def unhandled_deletions(dataset: Dataset, landing: Landing | None = None) -> dic
         return {}
     contract = contract_in_force(paths.contract, dataset.config)
     entries = landing.ledger.files
-    deleted = [
-        *deleted_files(entries, landing.files, contract, folder),
-        *refused_and_gone(entries, landing.files, folder),
-    ]
+    deleted = deleted_files(entries, landing.files, contract, folder)
     parents = {name: next(path for path in (folder / name).parents if path.exists()) for name in deleted}
-    return {name: parent.stat().st_mtime_ns for name, parent in parents.items()}
+    refused = dict.fromkeys(refused_and_gone(entries, landing.files, folder), 0)  # without rows, nothing can be lost
+    return {**refused, **{name: parent.stat().st_mtime_ns for name, parent in parents.items()}}
 
 
 def idle_landing(dataset: Dataset, landing: Landing | None = None) -> str:
@@ -249,10 +247,8 @@ def ingest(dataset: Dataset, today: dt.date, *, accepts_removal: bool = False) -
     ]
     copies.keep()
     load_landed(paths, [landed[name] for name in new])
-    # Forget refused files that have left the landing folder and gave no rows.
-    files = {
-        name: entry for name, entry in previous.files.items() if name in landed or not entry.refused or entry.staged
-    }
+    gone = set(refused_and_gone(previous.files, landed, landing_folder(dataset)))
+    files = {name: entry for name, entry in previous.files.items() if name not in gone}
     files = handle_deletions(files, landed, contract, dataset, landing_folder(dataset))
     progress = ProgressLogger(logger)
     unread = [NewFile(name, landed[name], files.get(name)) for name in new]

@@ -139,8 +139,8 @@ class Ledger:
 
     @property
     def refused(self) -> dict[str, str]:
-        """Reason for each file whose newest version cannot be used."""
-        return {name: entry.refused for name, entry in self.files.items() if entry.refused}
+        """Reason for each file whose newest version cannot be used, and has not left the landing folder."""
+        return {name: entry.refused for name, entry in self.files.items() if entry.refused and not entry.deleted}
 
     @property
     def refused_message(self) -> str:
@@ -185,15 +185,3 @@ class Ledger:
 def landing_order(item: tuple[str, LandedFile]) -> tuple[int, str]:
     """Return a sort key that orders files by the time their content landed."""
     return item[1].landed_ns, item[0]
-
-
-def refused_files(path: Path) -> str:
-    """Return which files of a ledger are refused, and why the first one is; empty if none is, or without a ledger.
-
-    Args:
-        path: Path of the ledger.
-    """
-    try:
-        return Ledger.load(path).refused_message
-    except StorageError:  # the next run says that the ledger is damaged
-        return ""

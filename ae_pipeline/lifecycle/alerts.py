@@ -23,11 +23,11 @@ RECENT_DAYS = 7
 """Newest days of a run with alerts about more than the alert budget. Older ones are past help, and would be many."""
 
 
-def _show(dataset: Dataset) -> None:
-    """Show the alerts in the report. Its modules need torch, which a run without alerts need not load."""
+def _show(dataset: Dataset, refused: str | None = None) -> None:
+    """Show alerts and refused files in the report. Its modules need torch, which a run without alerts need not load."""
     from ae_pipeline.reports.page import refresh_operations
 
-    refresh_operations(dataset)
+    refresh_operations(dataset, refused)
 
 
 def raise_and_show(alert: Alert, dataset: Dataset) -> None:
@@ -71,9 +71,8 @@ def alert_broken_contract(
         names: Files to check as well. Refused files are always part of the alert.
     """
     known = alerted_subjects(dataset.paths, AlertEvent.CONTRACT_BROKEN)
-    refused = {
-        name: entry for name, entry in ledger.files.items() if entry.refused and _subject(name, entry) not in known
-    }
+    entries = {name: ledger.files[name] for name in ledger.refused}
+    refused = {name: entry for name, entry in entries.items() if _subject(name, entry) not in known}
     messages = [_refused_message(refused)] if refused else []
     subjects = [_subject(*item) for item in refused.items()]
     checked = {
@@ -87,14 +86,16 @@ def alert_broken_contract(
     if new and sum(broken.values()) > dataset.config.max_quarantine_share * rows:
         messages.append(_quarantine_message(dataset, checked, broken, rows, new))
         subjects += [_subject(name, checked[name]) for name in new]
+    summary = read_summary(dataset.paths)
+    is_shown = summary is None or summary.get("refused", "") == ledger.refused_message
     if subjects:
         key = f"contract {hash_json(sorted(subjects))}"
         event = AlertEvent.CONTRACT_BROKEN
         message = "; ".join(messages)
         alert = Alert(event=event, key=key, message=message, run_id=run_id, subjects=tuple(subjects))
-        raise_and_show(alert, dataset)
-    elif ledger.refused_message != (read_summary(dataset.paths) or {}).get("refused", ""):
-        _show(dataset)  # a file is mended or gone
+        is_shown &= not raise_alert(alert, dataset)
+    if not is_shown:
+        _show(dataset, ledger.refused_message)
 
 
 def _refused_message(refused: dict[str, LandedFile]) -> str:

@@ -286,7 +286,7 @@ def settings_hash(config: PipelineConfig) -> str:
     further: list[object] = [config.alerts.budget, config.alerts.evidence, config.gate.days, *config.timezone_setting()]
     if config.images:
         settings["images"]["masks"] = None
-        further += [of_images] if of_images else []
+        further += [of_images] if of_images and config.images.patch else []
     return hash_json([settings, *further])
 
 

@@ -299,7 +299,7 @@ class Tracker:
         with self._answers():
             note = self.client.get_run(run_id).data.tags.get(NOTE_TAG, "")
             rest = note.partition(_END_OF_LEAD)[2] if _END_OF_LEAD in note else note
-            self.client.set_tag(run_id, NOTE_TAG, f"{lead}{_END_OF_LEAD}{rest}"[:5000])
+            self.client.set_tag(run_id, NOTE_TAG, f"{lead[:2000]}{_END_OF_LEAD}{rest}"[:7500])
 
     def tag_version(self, dataset: str, version: int, tags: Mapping[str, str]) -> None:
         """Set tags of a version, in the given order."""

@@ -42,7 +42,9 @@ def cards(published: Published, day: str | None, assessment: DayAssessment | Non
         "values": value_completeness(published, day),
         "quarantined": sum(sum(file.quarantined.values()) for file in published.landed_files if day in file.days),
         "files_without_rows": sum(not file.days for file in published.landed_files),
-        "files_with_refused_version": sum(bool(file.refused and file.days) for file in published.landed_files),
+        "files_with_refused_version": sum(
+            bool(file.refused and file.days and not file.deleted) for file in published.landed_files
+        ),
     }
 
 

@@ -8,13 +8,14 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from ae_pipeline.common.errors import StorageError
 from ae_pipeline.common.text import pluralize
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.features.split import LABEL, Window
 from ae_pipeline.latents.read import PublishedDay, published_day, subsample
 from ae_pipeline.monitoring.feedback import MarkState, marks_of
 from ae_pipeline.monitoring.marks_summary import rows_in_state
-from ae_pipeline.reports.ranking import scored_and_known
+from ae_pipeline.reports.ranking import scored_and_known, with_label
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.hashing import hash_json
 from ae_pipeline.storage.parquet import read_facts
@@ -201,7 +202,8 @@ def _highest(highest: pl.DataFrame, rows: pl.DataFrame, day: str) -> pl.DataFram
 def normal_scores(days: Sequence[PublishedDay], dataset: Dataset) -> Array:
     """Return scores of the rows of some days that are not known anomalies, (n,).
 
-    Of a day with more than 20,000 rows, every n-th row is taken. Without a label, all rows count.
+    Of a day with more than 20,000 rows, every n-th row is taken. All rows count without a label, and on a day whose
+    features cannot be read.
 
     Args:
         days: Published days.
@@ -214,8 +216,12 @@ def normal_scores(days: Sequence[PublishedDay], dataset: Dataset) -> Array:
     marks = marks_of(paths)
     real, false_alarms = (rows_in_state(marks, state) for state in (MarkState.REAL, MarkState.FALSE_ALARM))
     for day in days:
-        rows = subsample(_with_marks(scored_and_known(day, paths), real, false_alarms))
-        parts.append(rows.filter(~pl.col(LABEL).fill_null(value=False))["score"].to_numpy())
+        rows = subsample(published_day(day, paths, ["row_id", "score"]))
+        try:
+            labeled = _with_marks(with_label(rows, day.day, paths), real, false_alarms)
+        except (OSError, StorageError):  # the table is whole without the features, which another run builds again
+            labeled = rows.with_columns(pl.lit(None, pl.Boolean).alias(LABEL))
+        parts.append(labeled.filter(~pl.col(LABEL).fill_null(value=False))["score"].to_numpy())
     return np.concatenate(parts)
 
 

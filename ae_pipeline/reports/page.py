@@ -21,7 +21,6 @@ from ae_pipeline.common.errors import ConfigError
 from ae_pipeline.common.escape import escape_json_in_html
 from ae_pipeline.common.text import one_in, pluralize, printable, short_number
 from ae_pipeline.encoding.event_time import EVENT_TIME
-from ae_pipeline.ingestion.ledger import refused_files
 from ae_pipeline.ingestion.names import column_names
 from ae_pipeline.monitoring.alerts import alerts_of
 from ae_pipeline.monitoring.daily_drift import read_drift
@@ -36,7 +35,7 @@ from ae_pipeline.reports.index import day_entry, most_worth_a_look, with_causes
 from ae_pipeline.reports.review import read_ranked, review_of
 from ae_pipeline.reports.row_details import MAX_EXPLAINED
 from ae_pipeline.reports.scripts import scripts
-from ae_pipeline.reports.summary import assessment_json, day_count
+from ae_pipeline.reports.summary import assessment_json, day_count, read_summary
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 
@@ -71,7 +70,7 @@ def write_report(variables: Mapping[str, Any], dataset: Dataset, marks: str) -> 
     return page
 
 
-def refresh_operations(dataset: Dataset) -> None:
+def refresh_operations(dataset: Dataset, refused: str | None = None) -> None:
     """Render the page over all days again, with the current marks, drift, alerts, versions and pages of days.
 
     The verdicts on the page and in `summary.json` leave out known rows, causes and days, and say since when they hold.
@@ -81,10 +80,13 @@ def refresh_operations(dataset: Dataset) -> None:
 
     Args:
         dataset: Configuration and paths of the dataset.
+        refused: Which landed files are refused; by default what `summary.json` says.
     """
     if (context := _read_context(dataset.paths)) is not None:
         variables = _with_marks(context["variables"], dataset)
-        variables["summary"]["refused"] = refused_files(dataset.paths.ledger)
+        if refused is None:
+            refused = (read_summary(dataset.paths) or {}).get("refused", "")
+        variables["summary"]["refused"] = refused
         write_report_file(
             dataset.paths.reports / "summary.json", json.dumps(variables["summary"], indent=1), dataset.paths
         )

@@ -234,9 +234,8 @@ def as_rows(ranked: pl.DataFrame, timezone: str = "UTC") -> Iterator[RankedRow]:
     """
     local = ranked.with_columns(pl.col("event_time").dt.convert_time_zone(timezone))
     for row in local.drop("model_version").iter_rows(named=True):
-        contributions = tuple(map(Contribution.from_record, row["contributions"]))
-        boxes = tuple(Box(**box) for box in row["boxes"])
-        yield RankedRow(**{**row, "contributions": contributions, "boxes": boxes})
+        parts = tuple(map(Contribution.from_record, row["contributions"]))
+        yield RankedRow(**{**row, "contributions": parts, "boxes": tuple(Box(**box) for box in row["boxes"])})
 
 
 def features_of(row_ids: pl.Series, day: str, paths: DatasetPaths) -> pl.DataFrame:
@@ -261,11 +260,12 @@ def _with_exact_values(features: pl.DataFrame, path: Path) -> pl.DataFrame:
 
 
 def scored_and_known(day: PublishedDay, paths: DatasetPaths) -> pl.DataFrame:
-    """Read identity, score and flag of the rows of a published day, and the label in `LABEL`; null if unknown."""
-    return _with_label(published_day(day, paths, ["row_id", "score", "is_anomaly"]), day.day, paths)
+    """Read identity, score, flag and label of the rows of a published day."""
+    return with_label(published_day(day, paths, ["row_id", "score", "is_anomaly"]), day.day, paths)
 
 
-def _with_label(scored: pl.DataFrame, day: str, paths: DatasetPaths) -> pl.DataFrame:
+def with_label(scored: pl.DataFrame, day: str, paths: DatasetPaths) -> pl.DataFrame:
+    """Return scored rows of a day with their label in `LABEL`; null if unknown."""
     file = pl.scan_parquet(whole(paths.features(day)), glob=False)
     if LABEL not in file.collect_schema():
         return scored.with_columns(pl.lit(None, pl.Boolean).alias(LABEL))
@@ -306,7 +306,7 @@ def _rank(day: str, published: PublishedDay | None, dataset: Dataset) -> _Draft:
             )
         scored = pl.DataFrame(schema={name: _SCHEMA[name] for name in (*_PUBLISHED_COLUMNS, LABEL)})
     else:
-        scored = _with_label(published_day(published, paths, _PUBLISHED_COLUMNS), day, paths)
+        scored = with_label(published_day(published, paths, _PUBLISHED_COLUMNS), day, paths)
     scored = _with_discoveries(scored, config.alerts.false_discovery_rate)
     known, flagged = scored[LABEL].fill_null(value=False), scored["is_anomaly"]
     marked = scored["is_discovery"].sum()

@@ -2,7 +2,6 @@
 
 from dataclasses import asdict
 
-from ae_pipeline.ingestion.ledger import refused_files
 from ae_pipeline.monitoring.feedback import marks_of
 from ae_pipeline.monitoring.feedback_precision import precision_by_version
 from ae_pipeline.monitoring.newest_day import filling_json
@@ -47,7 +46,7 @@ def summarize(
             "timezone": config.timezone,
             "verdict": assessment_json(context.assessment) if context.assessment else None,
             "filling": filling_json(published.filling) if published.filling else None,
-            "refused": refused_files(paths.ledger),
+            "refused": published.ledger.refused_message,
             "groups": [
                 {
                     "columns": list(group.columns),

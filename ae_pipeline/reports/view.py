@@ -106,10 +106,15 @@ class Published:
         )
 
     @cached_property
+    def ledger(self) -> Ledger:
+        """The ledger of the landed files; empty without one."""
+        path = self.dataset.paths.ledger
+        return Ledger.load(path) if path.exists() else Ledger()
+
+    @property
     def landed_files(self) -> Collection[LandedFile]:
         """Landed files in the ledger."""
-        ledger = self.dataset.paths.ledger
-        return Ledger.load(ledger).files.values() if ledger.exists() else ()
+        return self.ledger.files.values()
 
     @cached_property
     def _categories(self) -> set[str]:

@@ -1,7 +1,8 @@
 """Every key of the YAML, and the fingerprints that change with it.
 
 A fingerprint decides what is built again: a file with another name, a training, a day of features. A key that cannot
-change a row of the latent table must not change the fingerprint of a model, because all days would be scored again.
+change a row of the latent table must not change the fingerprint of a model, because equal models would have other
+names for equal files.
 """
 
 import copy
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ae_pipeline.config.columns import ColumnDisplay, ColumnType
@@ -36,6 +38,7 @@ from ae_pipeline.reports.ranking import ranking_hash
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.hashing import hash_json
 from ae_pipeline.training.fit import fit_bundle
+from ae_pipeline.training.reference import with_reference
 from tests.support.sensors import Fitted
 
 pytestmark = pytest.mark.slow
@@ -126,6 +129,8 @@ def other_value(key: str) -> Any:
     match default:
         case bool():
             return not default
+        case float() if 0 < default <= 1:
+            return default / 2
         case int() | float():
             return default + 1
         case str():
@@ -174,7 +179,8 @@ def stored(bundle: ModelBundle) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def changed_by(key: str, fingerprints: Fingerprints, config: PipelineConfig) -> set[str]:
     """Return the fingerprints that another value of a key changes."""
-    base = config.model_copy(update={"images": ImagesConfig()}) if "image" in key else config
+    images = ImagesConfig(patch=8 if key.startswith("alerts.") else None)  # only images in patches have verdicts
+    base = config.model_copy(update={"images": images}) if "image" in key else config
     before, after = fingerprints(base), fingerprints(with_value(base, key, other_value(key)))
     return {name for name in before if before[name] != after[name]}
 
@@ -240,14 +246,42 @@ def test_a_key_changes_these_fingerprints(key: str, names: str, fingerprints: Fi
     assert changed_by(key, fingerprints, config) == set(names.split())
 
 
-def test_a_training_under_other_settings_of_runs_gives_the_same_file_names(fitted: Fitted) -> None:
+@pytest.fixture
+def of_runs(fitted: Fitted) -> PipelineConfig:
+    """The configuration with another value of each key that cannot change a row."""
     config = fitted.config
-    left_out = [key for key in CHANGED[""] if not key.startswith("images.")]
+    left_out = [key for key in CHANGED[""] if not key.startswith(("images.", "source."))]  # they need further keys
     for key in [*left_out, *CHANGED["report"], *CHANGED["drift"]]:
         config = with_value(config, key, 1 if key == "training.workers" else other_value(key))
-    bundle, _ = fit_bundle(Dataset(config, fitted.paths), fitted.columns, fitted.window)
-    assert bundle.config != fitted.config
-    assert bundle.fingerprint == fitted.bundle.fingerprint
+    assert config != fitted.config
+    return config
+
+
+def test_a_training_under_other_settings_of_runs_gives_the_same_fingerprint(
+    fitted: Fitted, of_runs: PipelineConfig
+) -> None:
+    first, second = (
+        with_reference(fit_bundle(dataset, fitted.columns, fitted.window)[0], fitted.columns, fitted.paths)
+        for dataset in (Dataset(fitted.config, fitted.paths), Dataset(of_runs, fitted.paths))
+    )
+    assert (first.config, second.config) == (fitted.config, of_runs)
+    assert second.fingerprint == first.fingerprint
+
+
+def test_a_bundle_with_other_settings_of_runs_gives_the_same_rows(
+    fitted: Fitted, of_runs: PipelineConfig, tmp_path: Path
+) -> None:
+    """A key that changes a row must count, or days would keep rows of other settings under the same name."""
+    fitted.bundle.save(tmp_path)
+    manifest, _ = read_files(tmp_path)
+    manifest = {**without_digests(manifest), "config": of_runs.model_dump(mode="json")}
+    (tmp_path / MANIFEST).write_text(json.dumps(manifest))
+    changed, rows = ModelBundle.load(tmp_path), fitted.features(fitted.days[-1])
+    assert changed.config == of_runs
+    assert changed.fingerprint == fitted.bundle.fingerprint
+    one, other = fitted.bundle.score(rows), changed.score(rows)
+    for name in ("latents", "score", "p_value", "is_anomaly"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
 
 
 def test_a_rule_for_deleted_files_does_not_change_the_fingerprint(fitted: Fitted) -> None:

@@ -206,3 +206,36 @@ def test_the_planner_reads_after_a_deletion_and_then_rests(shop: LandedDataset, 
     assert plan_landing(shop, TODAY, settle_seconds=60).idle == "1 deleted file, which may land again"
     shop.ingest()
     assert Step.READ not in [work.step for work in plan_landing(shop, TODAY).work]
+
+
+def test_a_refused_file_that_is_deleted_is_forgotten_without_waiting(shop: LandedDataset) -> None:
+    shop.land("bad.csv", "id,size\n9,1\n")
+    assert list(shop.ingest().ledger.refused) == ["bad.csv"]
+    (landing_folder(shop) / "bad.csv").unlink()
+    assert unhandled_deletions(shop) == {"bad.csv": 0}
+    plan = plan_landing(shop, TODAY, settle_seconds=1e6)  # a deleted file with rows may land again, and waits
+    assert Step.READ in [work.step for work in plan.work]
+    assert shop.ingest().ledger.files.keys() == {"a.csv", "b.csv", "sub/c.csv"}
+    assert unhandled_deletions(shop) == {}
+    assert Step.READ not in [work.step for work in plan_landing(shop, TODAY).work]
+
+
+def test_a_refused_version_of_a_deleted_file_is_no_longer_shown(shop: LandedDataset) -> None:
+    shop.land("b.csv", "id,size\n9,1\n")
+    refused = shop.ingest().ledger
+    assert list(refused.refused) == ["b.csv"]
+    assert refused.refused_message.startswith("the landed file b.csv is refused: ")
+    (landing_folder(shop) / "b.csv").unlink()
+    assert shop.ids() == [1, 2, 3, 4]  # the rows of the earlier version stay
+    assert shop.ingest().ledger.refused_message == ""
+
+
+def test_a_refused_file_in_a_folder_that_cannot_be_read_stays(
+    shop: LandedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop.land("bad.csv", "id,size\n9,1\n")
+    shop.ingest()
+    (landing_folder(shop) / "bad.csv").unlink()
+    monkeypatch.setattr("ae_pipeline.ingestion.deletions._is_readable", lambda _: False)
+    assert unhandled_deletions(shop) == {}
+    assert list(shop.ingest().ledger.refused) == ["bad.csv"]

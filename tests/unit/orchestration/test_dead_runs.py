@@ -11,6 +11,7 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._core.storage.tags import TAGS_TO_MAYBE_OMIT_ON_RETRY
 from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import QueuedRunCoordinatorDaemon
 from filelock import FileLock
 
@@ -208,7 +209,8 @@ def test_the_retry_of_a_lost_run_goes_before_runs_that_were_queued_meanwhile(
     parent = instance.get_run_by_id(lost.run_id)
     assert parent is not None
     retry = _run(instance, status=dg.DagsterRunStatus.NOT_STARTED, parent=lost.run_id)
-    instance.add_run_tags(retry.run_id, parent.tags)  # as Dagster's daemon does
+    kept = {key: value for key, value in parent.tags.items() if key not in TAGS_TO_MAYBE_OMIT_ON_RETRY}
+    instance.add_run_tags(retry.run_id, kept)  # as Dagster's daemon does
     rollback = _run(instance, status=dg.DagsterRunStatus.NOT_STARTED)
     instance.add_run_tags(rollback.run_id, {PRIORITY_TAG: PERSON_PRIORITY})
     order = [rollback.run_id, retry.run_id, *(run.run_id for run in queued)]

@@ -262,6 +262,10 @@ class TestDescription:
         tracker.lead_description(run.info.run_id, "calm")
         assert note().splitlines()[0] == "calm"
         assert note().endswith("# the card and a note of Ada")
+        tracker.client.set_tag(run.info.run_id, "mlflow.note.content", "card " * 1000)
+        for _ in range(2):
+            tracker.lead_description(run.info.run_id, "x" * 5000)
+            assert note().endswith("\n\n" + "card " * 1000)
 
 
 class TestRetry:

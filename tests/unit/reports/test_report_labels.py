@@ -131,6 +131,10 @@ def test_known_anomalies_are_no_part_of_the_calibration_chart(labelled: Fitted, 
     mark = Mark(kind=MarkKind.ROW, subject=row_id, state=MarkState.REAL, day=at, rows={row_id: at}, who="ana")
     add_mark(mark, labelled.paths)
     assert len(normal_scores(files, as_dataset(labelled))) == normal.height - 1
+    labelled.paths.features(labelled.days[-1]).unlink()  # another run builds it again; the table is whole
+    of_day = rows.filter(pl.col("date").cast(pl.String) == labelled.days[-1])
+    known = of_day.filter(pl.col(LABEL).fill_null(False)).height
+    assert len(normal_scores(files, as_dataset(labelled))) == normal.height - 1 + known
 
 
 class TestOfAReport:
