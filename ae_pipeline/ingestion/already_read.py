@@ -1,6 +1,6 @@
 """Rows of landed files that were read for the first schema contract, and need not be read again."""
 
-import os
+import hashlib
 from dataclasses import dataclass
 
 from ae_pipeline.ingestion.readers.files import ReadOptions, leave_out
@@ -10,31 +10,33 @@ from ae_pipeline.ingestion.rows import FileRows
 
 @dataclass(frozen=True)
 class AlreadyRead:
-    """Rows of a landed file, and the state of the file just before it was read.
+    """Rows of a landed file, and what they were made from.
 
     Attributes:
+        name: Path of the file below the landing folder.
         file: Its rows.
-        size: Size of the file in bytes.
-        modified_ns: Modification time of the file in ns since 1970.
+        sha256: Hash of the content that was read.
+        metadata: Fingerprint of the metadata that an image got; None if there were none.
     """
 
+    name: str
     file: FileRows | ImageRow
-    size: int
-    modified_ns: int
+    sha256: str
+    metadata: str | None
 
     @classmethod
-    def of(cls, file: FileRows | ImageRow, stat: os.stat_result) -> "AlreadyRead":
-        """Return the rows of a file whose state was looked up before."""
-        return cls(file, stat.st_size, stat.st_mtime_ns)
+    def of(cls, name: str, file: FileRows | ImageRow, data: bytes, options: ReadOptions) -> "AlreadyRead":
+        """Return the rows of a file that was read from its content under some options."""
+        return cls(name, file, hashlib.sha256(data).hexdigest(), options.metadata.fingerprint(name))
 
-    def rows_under(self, options: ReadOptions, stat: os.stat_result) -> FileRows | ImageRow | None:
+    def rows_under(self, options: ReadOptions, sha256: str) -> FileRows | ImageRow | None:
         """Return the rows under the options of the schema contract, or None if the file must be read again.
 
         Args:
-            options: How the file is read under the contract.
-            stat: State of the file now. What lands while the contract is inferred must not get the earlier rows.
+            options: How the file is read under the contract. Metadata can land while the contract is inferred.
+            sha256: Hash of the content of the file now. Another one must not get the earlier rows.
         """
-        if (self.size, self.modified_ns) != (stat.st_size, stat.st_mtime_ns):
+        if (self.sha256, self.metadata) != (sha256, options.metadata.fingerprint(self.name)):
             return None
         if isinstance(self.file, ImageRow):
             return self.file if options.left_out.isdisjoint(self.file.texts) else None

@@ -87,7 +87,8 @@ class StagingBatch:
             name: Path of the file below the landing folder.
             path: Path of the file.
             previous: Ledger entry of an earlier version, or None.
-            read: Rows of the file, if it was read for the first schema contract. It is read again if it has changed.
+            read: Rows of the file, if it was read for the first schema contract. It is read again if the file or its
+                metadata have changed.
 
         Returns:
             The ledger entry, and the rows to stage; None if the file needs no staging, because it is unchanged, cannot
@@ -102,7 +103,7 @@ class StagingBatch:
         if unchanged := unchanged_entry(entry, previous, rules, self._paths):
             return unchanged, None
         try:
-            file = read.rows_under(self._options, stat) if read else None
+            file = read.rows_under(self._options, entry.sha256) if read else None
             file = file or read_image_row(name, data, self._options) or read_file(name, data, self._options)
             if isinstance(file, ImageRow):
                 self._check_image(file)

@@ -152,12 +152,11 @@ def _sample(
 ) -> tuple[_Sample | None, str]:
     if is_in_parts(name, path, options):
         return _sample_of_parts(name, path, options, config, count)
-    stat = path.stat()
     data = read_bounded(path, config.source.limits)
     read = read_image_row(name, data, options) or read_file(name, data, options)
     if isinstance(read, ImageRow):
         rows = frame_of([read], pl.Series([None], dtype=pl.Binary)).drop(*ORIGIN_COLUMNS)
-        return _Sample(name, rows, {}, None, AlreadyRead.of(read, stat)), ""
+        return _Sample(name, rows, {}, None, AlreadyRead.of(name, read, data, options)), ""
     _check_skipped(read, config)
     if read.rows.is_empty():
         return None, f" ({name}: {read.rejected['reason'][0]})" if read.rejected.height else ""
@@ -170,7 +169,7 @@ def _sample(
     is_small = read.rows.height * read.rows.width * count < _KEPT_CELLS
     # Arrays in tables are read with their type in the schema contract.
     is_kept = is_small and (is_image(name) or not config.images)
-    whole = AlreadyRead.of(read, stat) if is_kept else None
+    whole = AlreadyRead.of(name, read, data, options) if is_kept else None
     return _Sample(name, rows if is_kept and not images else detach(rows), read.skipped, read.dialect, whole), ""
 
 

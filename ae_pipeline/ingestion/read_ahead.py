@@ -93,7 +93,7 @@ class _ReadAhead(Generic[R]):
 
     def results(self, files: Sequence[NewFile]) -> Generator[R]:
         """Yield the result of each file, in order."""
-        pending: deque[tuple[list[NewFile], Future[list[R] | None]]] = deque()
+        pending: deque[tuple[list[NewFile], Future[list[R]]]] = deque()
         executor = ThreadPoolExecutor(self._threads, thread_name_prefix="images")
         try:
             for group in self._groups(files):
@@ -105,18 +105,24 @@ class _ReadAhead(Generic[R]):
         finally:
             executor.shutdown(cancel_futures=True)
 
-    def _is_far_ahead(self, pending: "deque[tuple[list[NewFile], Future[list[R] | None]]]") -> bool:
+    def _is_far_ahead(self, pending: "deque[tuple[list[NewFile], Future[list[R]]]]") -> bool:
         if len(pending) <= self._threads:
             return False
         return sum(len(group) for group, _ in pending) * self.largest > _AHEAD_BYTES
 
-    def _first(self, pending: "deque[tuple[list[NewFile], Future[list[R] | None]]]") -> Iterator[R]:
+    def _first(self, pending: "deque[tuple[list[NewFile], Future[list[R]]]]") -> Iterator[R]:
         group, future = pending.popleft()
         results = future.result()
-        for result in self._read_group(group) if results is None else results:
-            with self._lock:
-                self.held -= self._pixel_bytes(result)
-            yield result
+        rest = group[len(results) :]
+        while results:  # taken out, so that an image is not kept longer than its consumer needs it
+            yield self._released(results.pop(0))
+        for file in rest:
+            yield self._released(self._read_group([file])[0])
+
+    def _released(self, result: R) -> R:
+        with self._lock:
+            self.held -= self._pixel_bytes(result)
+        return result
 
     def _groups(self, files: Sequence[NewFile]) -> Iterator[list[NewFile]]:
         group: list[NewFile] = []
@@ -134,17 +140,29 @@ class _ReadAhead(Generic[R]):
         if group:
             yield group
 
-    def _read_unless_full(self, group: Sequence[NewFile]) -> list[R] | None:
-        """Read the files of a group; None if images are much larger than those before, so that the memory is full."""
+    def _is_full(self) -> bool:
+        """Return whether no more images may be read ahead. The lock is held."""
+        return self.held > max(_AHEAD_BYTES, (self._threads + 1) * self.largest)
+
+    def _read_unless_full(self, group: Sequence[NewFile]) -> list[R]:
+        """Read the files of a group; none if images are much larger than those before, so that the memory is full."""
         with self._lock:
-            is_full = self.held > max(_AHEAD_BYTES, (self._threads + 1) * self.largest)
-        return None if is_full else self._read_group(group)
+            is_full = self._is_full()
+        return [] if is_full else self._read_group(group)
 
     def _read_group(self, group: Sequence[NewFile]) -> list[R]:
+        """Read the files of a group; not all if they are much larger than those before, so that the memory is full."""
+        results: list[R] = []
+        size = largest = 0
         with quiet:
-            results = [self._read(file) for file in group]
-        sizes = [self._pixel_bytes(result) for result in results]
+            for file in group:
+                results.append(self._read(file))
+                pixels = self._pixel_bytes(results[-1])
+                size, largest = size + pixels, max(largest, pixels)
+                with self._lock:
+                    self.held += pixels
+                    if size > _GROUP_PIXEL_BYTES and self._is_full():
+                        break
         with self._lock:
-            self.held += sum(sizes)
-            self.largest = max((size for size in sizes if size), default=self.largest)
+            self.largest = largest or self.largest
         return results

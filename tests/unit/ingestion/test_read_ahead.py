@@ -1,9 +1,11 @@
 """Image files that threads read ahead come in order, and their pixels in memory are bounded."""
 
 import threading
-from collections.abc import Mapping
+import weakref
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ae_pipeline.ingestion.read_ahead import NewFile, read_ahead
@@ -16,13 +18,14 @@ class Counted:
 
     def __init__(self, sizes: Mapping[str, int]) -> None:
         self._sizes, self._lock = sizes, threading.Lock()
-        self.held, self.highest = 0, 0
+        self.held, self.highest, self.times = 0, 0, 0
 
     def read(self, file: NewFile) -> tuple[str, int]:
         """Return name and size of a file."""
         size = self._sizes[file.name]
         with self._lock:
             self.held += size
+            self.times += 1
             self.highest = max(self.highest, self.held)
         return file.name, size
 
@@ -37,6 +40,11 @@ def landed(folder: Path, sizes: list[int]) -> tuple[list[NewFile], Counted]:
     for file in files:
         file.path.write_bytes(b"x" * 100)
     return files, Counted(dict(zip([file.name for file in files], sizes, strict=True)))
+
+
+def reading() -> list[str]:
+    """Return the names of the threads that read images."""
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("images")]
 
 
 @pytest.mark.parametrize(
@@ -86,4 +94,48 @@ def test_an_error_ends_the_reading(tmp_path: Path) -> None:
     results = read_ahead(read, files, lambda result: result[1], 2)
     with pytest.raises(OSError, match="the disk is gone"):
         list(results)
-    assert threading.active_count() < 20
+    assert reading() == []
+
+
+def test_closing_ends_the_reading(tmp_path: Path) -> None:
+    files, counted = landed(tmp_path, [64 << 10] * 4000)
+    results = read_ahead(counted.read, files, lambda result: result[1], 2)
+    assert [next(results)[0] for _ in range(20)] == [file.name for file in files[:20]]
+    assert reading() != []
+    results.close()
+    assert reading() == []
+    assert counted.times < len(files) // 2
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_group_ends_where_its_images_fill_the_memory(tmp_path: Path, threads: int) -> None:
+    files, counted = landed(tmp_path, [4 << 10] * 100 + [64 << 20] * 100)
+    is_grouped = threading.Event()
+
+    class Files(list[NewFile]):
+        def __iter__(self) -> Iterator[NewFile]:
+            yield from list.__iter__(self)
+            is_grouped.set()
+
+    def read(file: NewFile) -> tuple[str, int]:
+        if file.name >= files[100].name:  # the groups were made for the small images
+            assert is_grouped.wait(60)
+        return counted.read(file)
+
+    names: list[str] = []
+    for name, size in read_ahead(read, Files(files), lambda result: result[1], threads):
+        names.append(name)
+        counted.consume(size)
+    assert names == [file.name for file in files]
+    assert counted.held == 0
+    assert 64 << 20 <= counted.highest <= (2 * threads + 2) * (64 << 20) + LIMIT
+
+
+def test_an_image_is_not_kept_after_it_was_yielded(tmp_path: Path) -> None:
+    files, _ = landed(tmp_path, [1] * 60)
+    results = read_ahead(lambda file: np.zeros(20 << 20, np.uint8), files, lambda result: result.nbytes, 1)
+    for _ in range(len(files)):
+        array = next(results)
+        kept = weakref.ref(array)
+        del array
+        assert kept() is None
