@@ -268,12 +268,17 @@ class Trial:
         )
 
 
+def chosen_cases(texts: str | None) -> list[str]:
+    """Return the cases whose name contains one of the comma-separated texts; all without texts."""
+    return [case for case in CASES if texts is None or any(text.strip() in case for text in texts.split(","))]
+
+
 def main() -> None:
     """Run the cases, print a table and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=read_seeds, default=read_seeds("0..4"), help="seeds, such as 0..4")
     parser.add_argument("--rows", type=int, help="random rows of each day; all by default")
-    parser.add_argument("--cases", help="only cases whose name contains this text")
+    parser.add_argument("--cases", help="only cases whose name contains one of these comma-separated texts")
     parser.add_argument("--data", type=Path, help="data folder of prepared flights, to be reused")
     parser.add_argument("--evidence", help="comma-separated kinds of evidence; all by default")
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the rows")
@@ -285,9 +290,7 @@ def main() -> None:
             alerts = prepared.config.alerts.model_copy(update={"evidence": tuple(chosen.evidence.split(","))})
             prepared = replace(prepared, config=prepared.config.model_copy(update={"alerts": alerts}))
         for seed in chosen.seeds:
-            for case in CASES:
-                if chosen.cases and chosen.cases not in case:
-                    continue
+            for case in chosen_cases(chosen.cases):
                 started = time.perf_counter()
                 outcomes = Trial(prepared, case, seed, Path(folder) / f"{seed} {case}", chosen.rows).run()
                 rows += [_row(case, seed, outcome) for outcome in outcomes]

@@ -1,8 +1,10 @@
 """Plant faults into normal rows, to measure which share of them a model finds."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from ae_pipeline.encoding.encoder import Encoder
@@ -20,6 +22,19 @@ _OUTLIER_DISTANCE = 3.0
 
 _SPOT_FRACTION = 4
 """Ratio of the side of an image to the side of a spot."""
+
+
+@dataclass(frozen=True)
+class Faults:
+    """Copies of rows with a fault each.
+
+    Attributes:
+        rows: The rows with their faults; each keeps the `row_id` of its row.
+        columns: Column of each fault, shape (n,); None if a fault is not of one column of a table.
+    """
+
+    rows: pl.DataFrame
+    columns: npt.NDArray[np.str_] | None = None
 
 
 def plant_faults(rows: pl.DataFrame, encoders: Sequence[Encoder], seed: int = 0, count: int = FAULTS) -> pl.DataFrame:
@@ -43,13 +58,13 @@ def plant_faults(rows: pl.DataFrame, encoders: Sequence[Encoder], seed: int = 0,
     chosen = _choose(rows, count, rng)
     if isinstance(encoders[0], ImageEncoder):
         return _with_spots(chosen, encoders[0], rng)
-    return _with_replaced_values(chosen, rows, _fault_columns(rows, encoders), rng, outliers=0.5)
+    return _with_replaced_values(chosen, rows, _fault_columns(rows, encoders), rng, outliers=0.5).rows
 
 
 def plant_kinds(
     rows: pl.DataFrame, encoders: Sequence[Encoder], seed: int = 1, count: int = FAULTS_OF_KIND
-) -> dict[str, pl.DataFrame]:
-    """Return copies of rows with one fault each, by kind of fault. Each keeps the `row_id` of its row.
+) -> dict[str, Faults]:
+    """Return copies of rows with one fault each, by kind of fault.
 
     The kinds of tables are `outlier` (a number far outside the range of its column), `other value` (a value of another
     row), `mixed row` (half of the columns are those of another row) and `lost value` (no value in a column that lacks
@@ -67,16 +82,16 @@ def plant_kinds(
     rng = np.random.default_rng(seed)
     chosen = _choose(rows, count, rng)
     if isinstance(encoders[0], ImageEncoder):
-        return {"spot": _with_spots(chosen, encoders[0], rng)}
+        return {"spot": Faults(_with_spots(chosen, encoders[0], rng))}
     names = _fault_columns(rows, encoders)
     numbers = [name for name in names if rows[name].dtype.is_numeric()]
     faults = {
         "outlier": _with_replaced_values(chosen, rows, numbers, rng, outliers=1.0),
         "other value": _with_replaced_values(chosen, rows, names, rng, outliers=0.0),
-        "mixed row": _with_mixed_rows(chosen, rows, names, rng),
+        "mixed row": Faults(_with_mixed_rows(chosen, rows, names, rng)),
         "lost value": _with_lost_values(chosen, rows, names, rng),
     }
-    return {kind: faulty for kind, faulty in faults.items() if faulty.height}
+    return {kind: faulty for kind, faulty in faults.items() if faulty.rows.height}
 
 
 def _choose(rows: pl.DataFrame, count: int, rng: np.random.Generator) -> pl.DataFrame:
@@ -108,11 +123,11 @@ def _with_mixed_rows(
 
 def _with_lost_values(
     chosen: pl.DataFrame, rows: pl.DataFrame, names: Sequence[str], rng: np.random.Generator
-) -> pl.DataFrame:
+) -> Faults:
     """Return rows without a value in one column, of the columns that rarely lack one."""
     full = [name for name in names if rows[name].null_count() <= _MAX_USUAL_MISSING * rows.height]
     if not full or chosen.is_empty():
-        return chosen.clear()
+        return Faults(chosen.clear())
     columns = rng.integers(0, len(full), chosen.height)
     lost = [
         chosen.filter(pl.Series(columns == index))
@@ -120,14 +135,18 @@ def _with_lost_values(
         .with_columns(pl.lit(None, rows.schema[name]).alias(name))
         for index, name in enumerate(full)
     ]
-    return pl.concat(lost)
+    return _by_column(lost, full)
+
+
+def _by_column(faulty: Sequence[pl.DataFrame], names: Sequence[str]) -> Faults:
+    return Faults(pl.concat(faulty), np.repeat(names, [rows.height for rows in faulty]))
 
 
 def _with_replaced_values(
     chosen: pl.DataFrame, rows: pl.DataFrame, names: Sequence[str], rng: np.random.Generator, *, outliers: float
-) -> pl.DataFrame:
+) -> Faults:
     if not names or chosen.is_empty():
-        return chosen.clear()
+        return Faults(chosen.clear())
     columns, is_outlier = rng.integers(0, len(names), chosen.height), rng.random(chosen.height) < outliers
     faulty = []
     for index, name in enumerate(names):
@@ -139,7 +158,7 @@ def _with_replaced_values(
         is_same = selected[name].eq_missing(replacements)
         replaced = selected.with_columns(replacements.alias(name))
         faulty.append(replaced.filter(~is_same & replacements.is_not_null()))
-    return pl.concat(faulty)
+    return _by_column(faulty, names)
 
 
 def _with_outliers(replacements: pl.Series, values: pl.Series, is_outlier: np.ndarray) -> pl.Series:

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("pyod")
 
-from benchmarks.robustness import CASES, FAULTY_ROWS
+from benchmarks.robustness import CASES, FAULTY_ROWS, chosen_cases
 
 ROWS = pl.DataFrame(
     {
@@ -53,3 +53,10 @@ def test_a_sensor_is_stuck_for_a_week() -> None:
     stuck = CASES["sensor stuck for a week"][0]
     counts = [stuck(rows, day, np.random.default_rng(0))[0]["air_time"].n_unique() for day in range(-1, 9)]
     assert counts == [100, 1, 1, 1, 1, 1, 1, 1, 100, 100]
+
+
+def test_cases_are_chosen_by_parts_of_their_names() -> None:
+    assert chosen_cases(None) == list(CASES)
+    assert chosen_cases("ramp") == ["slow ramp"]
+    chosen = ["step change of units", "new category that stays", "sensor stuck for a week"]
+    assert chosen_cases("stuck,step change, new category") == chosen

@@ -1,9 +1,11 @@
 """Blind challengers are rejected, and those that have adapted to a changed world are not."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pytest
 
@@ -13,7 +15,6 @@ from ae_pipeline.gate.blindness import (
     BLINDNESS_RULES,
     NO_ALERTS,
     RecentAlerts,
-    Seen,
     alerts_still_found,
     compare_sight,
     each_kind_found_at_budget,
@@ -21,10 +22,10 @@ from ae_pipeline.gate.blindness import (
     rankings_agree,
     recent_alerts,
     threshold_in_line,
-    within_budget,
 )
 from ae_pipeline.gate.planted_faults import plant_kinds
 from ae_pipeline.gate.results import GateResult
+from ae_pipeline.gate.sight import Seen, within_budget
 from ae_pipeline.scoring.calibration import Calibration
 from tests.support.sensors import Fitted
 
@@ -40,6 +41,11 @@ def seen(shift: float = 0.0, threshold: float = 5.0, originals: float = 1.0) -> 
         faults={"outlier": faults - shift, "other value": faults - shift},
         originals={"outlier": np.full(200, originals), "other value": np.full(200, originals)},
     )
+
+
+def one_kind(kind: str, scores: npt.NDArray[np.float64]) -> Seen:
+    """Return what a model with a threshold of 5 sees of faults of one kind, in rows with a score of 0."""
+    return Seen(threshold=5.0, rows=np.zeros(9), faults={kind: scores}, originals={kind: np.zeros(len(scores))})
 
 
 def blinded(bundle: ModelBundle, rows: int, score: float) -> ModelBundle:
@@ -61,7 +67,8 @@ class TestRules:
         changed_world = seen(originals=6.0)
         result = faults_found_at_budget(seen(5.0), changed_world, 0.1)
         assert result.passed
-        assert result.message == "not compared: the version that serves flags nearly every row without a fault too"
+        in_calm_rows = "planted faults in rows that the version that serves does not flag"
+        assert result.message == f"not compared: there are fewer than 50 {in_calm_rows}"
         assert not faults_found_at_budget(changed_world, seen(), 0.1).passed
 
     def test_a_gain_in_one_kind_hides_no_loss_in_another(self) -> None:
@@ -71,7 +78,15 @@ class TestRules:
         result = each_kind_found_at_budget(challenger, champion, 0.1)
         assert (result.passed, result.threshold) == (False, 0.1)
         assert result.figure == pytest.approx(0.15)
-        assert result.message.endswith("the largest difference is 15.0, in the kind outlier 35.0% (50.0%)")
+        assert result.message == (
+            "of no kind of planted fault may it flag 10 percentage points less than the version that serves; the "
+            "largest difference that chance does not explain is 15.0, in the kind outlier 35.0% (50.0%)"
+        )
+        within = each_kind_found_at_budget(challenger, champion, 0.2)
+        assert within.message == (
+            "of no kind of planted fault may it flag 20 percentage points less than the version that serves; the "
+            "largest difference is 15.0, in the kind outlier 35.0% (50.0%)"
+        )
         assert each_kind_found_at_budget(challenger, champion, 0.2).passed
         assert each_kind_found_at_budget(champion, challenger, 0.1).figure == pytest.approx(0.15)
 
@@ -81,20 +96,81 @@ class TestRules:
         of_champion = np.where(np.arange(100) < 50, 6.0, 4.0)
         of_challenger = of_champion.copy()
         of_challenger[:lost], of_challenger[100 - gained :] = 4.0, 6.0
-        challenger, champion = (
-            Seen(threshold=5.0, rows=np.zeros(9), faults={"outlier": faults}, originals={"outlier": np.zeros(100)})
-            for faults in (of_challenger, of_champion)
-        )
+        challenger, champion = (one_kind("mixed row", faults) for faults in (of_challenger, of_champion))
         result = each_kind_found_at_budget(challenger, champion, 0.1)
         assert result.figure == pytest.approx((lost - gained) / 100)
         assert result.passed == passes
+        assert result.message.endswith("which chance can explain") == passes
+
+    @pytest.mark.parametrize(("columns", "passes"), [(1, True), (4, True), (6, True), (7, False), (20, False)])
+    def test_the_faults_of_a_column_are_lost_together(self, columns: int, passes: bool) -> None:
+        # All faults of a column have the same score, and the challenger loses them all: 2**-6 is .016, 2**-7 .008.
+        column_of = np.repeat(np.array([f"x{column}" for column in range(columns)]), 60)
+        kept = np.full(60, 6.0)  # of a column that stays
+        champion, challenger = (
+            one_kind("outlier", np.concatenate([np.full(60 * columns, score), kept, kept + 0.1]))
+            for score in (5.5, 4.5)
+        )
+        by_column = {"outlier": np.concatenate([column_of, np.full(120, "kept")])}
+        result = each_kind_found_at_budget(challenger, replace(champion, columns=by_column), 0.1)
+        assert result.figure == pytest.approx(columns / (columns + 2))
+        assert result.passed == passes
+        assert not each_kind_found_at_budget(challenger, champion, 0.1).passed  # as rows of their own
+
+    def test_columns_that_differ_by_chance_reject_no_model(self) -> None:
+        # Two equally good models, whose scores of the faults of a column are constant and differ by about a nat.
+        rng = np.random.default_rng(0)
+        rejected = {"rows": 0, "columns": 0}
+        for trial in range(200):
+            column_of = rng.integers(0, 4 + trial % 8, 300)
+            typical = rng.normal(5, 2, 12)
+            ours, theirs = (one_kind("lost value", (typical + rng.normal(0, 1, 12))[column_of]) for _ in range(2))
+            by_column = replace(theirs, columns={"lost value": column_of.astype(str)})
+            rejected["rows"] += not each_kind_found_at_budget(ours, theirs, 0.1).passed
+            rejected["columns"] += not each_kind_found_at_budget(ours, by_column, 0.1).passed
+        assert rejected["rows"] > 30
+        assert rejected["columns"] <= 2
+
+    def test_the_message_names_the_kind_that_breaks_the_rule(self) -> None:
+        scores = np.full(100, 6.0)
+        champion = replace(
+            seen(),
+            faults={"mixed row": scores, "outlier": scores},
+            originals={"mixed row": np.zeros(100), "outlier": np.zeros(100)},
+            columns={"outlier": np.repeat(["a", "b"], 50)},
+        )
+        is_lost = np.arange(100) < 20
+        challenger = replace(champion, faults={"mixed row": np.where(is_lost, 4.0, 6.0), "outlier": scores - 2})
+        result = each_kind_found_at_budget(challenger, champion, 0.1)
+        assert not result.passed
+        assert result.figure == pytest.approx(0.2)
+        assert result.message == (
+            "of no kind of planted fault may it flag 10 percentage points less than the version that serves; the "
+            "largest difference that chance does not explain is 20.0, in the kind mixed row 80.0% (100.0%)"
+        )
+        only_outliers = replace(champion, faults={"mixed row": scores, "outlier": scores - 2})
+        by_chance = each_kind_found_at_budget(only_outliers, champion, 0.1)
+        assert (by_chance.passed, by_chance.figure) == (True, 1.0)
+        assert by_chance.message == (
+            "of no kind of planted fault may it flag 10 percentage points less than the version that serves; the "
+            "largest difference is 100.0, in the kind outlier 0.0% (100.0%), which chance can explain"
+        )
+
+    def test_a_challenger_gains_nothing_from_rows_it_flags_anyway(self) -> None:
+        champion = one_kind("mixed row", np.full(100, 6.0))
+        flags_anyway = replace(champion, originals={"mixed row": np.where(np.arange(100) < 30, 6.0, 0.0)})
+        result = each_kind_found_at_budget(flags_anyway, champion, 0.1)
+        assert not result.passed
+        assert result.figure == pytest.approx(0.3)
+        assert each_kind_found_at_budget(champion, flags_anyway, 0.1).figure == 0
 
     def test_kinds_with_few_faults_in_calm_rows_are_not_compared(self) -> None:
         champion = seen(originals=6.0)
         champion.originals["outlier"][:49] = 1.0
         result = each_kind_found_at_budget(seen(5.0), champion, 0.1)
         assert result.passed
-        assert result.message == "not compared: the version that serves flags nearly every row without a fault too"
+        in_calm_rows = "planted faults in rows that the version that serves does not flag"
+        assert result.message == f"not compared: no kind has 50 {in_calm_rows}"
         champion.originals["outlier"][150:] = 1.0
         assert not each_kind_found_at_budget(seen(5.0), champion, 0.1).passed
 
@@ -134,7 +210,9 @@ class TestRules:
         few = Seen(threshold=5.0, rows=np.zeros(10), faults={}, originals={})
         assert faults_found_at_budget(few, few, 0.1).passed
         assert each_kind_found_at_budget(few, few, 0.1).message.startswith("not compared: ")
-        assert threshold_in_line(few, few, 2.0).message.startswith("not compared: ")
+        assert threshold_in_line(few, few, 2.0).message == (
+            "not compared: the version that serves leaves fewer than 50 rows unflagged, with the faults in them"
+        )
         assert rankings_agree(few, few, 0.3).message == "not compared: too few rows have different scores"
 
 
@@ -146,25 +224,28 @@ class TestPlantedKinds:
         changed = {
             kind: [
                 [name for name, value in row.items() if value != originals[row["row_id"]][name]]
-                for row in faulty.iter_rows(named=True)
+                for row in faulty.rows.iter_rows(named=True)
             ]
             for kind, faulty in faults.items()
         }
         assert set(faults) == {"outlier", "other value", "mixed row", "lost value"}
-        assert all(faulty.height >= 200 for faulty in faults.values())
+        assert all(faulty.rows.height >= 200 for faulty in faults.values())
         for kind in ("outlier", "other value", "lost value"):
-            assert {len(names) for names in changed[kind]} == {1}
+            columns = faults[kind].columns
+            assert columns is not None
+            assert changed[kind] == [[column] for column in columns]
+        assert faults["mixed row"].columns is None
         assert np.mean([len(names) for names in changed["mixed row"]]) > 2
-        lost = zip(changed["lost value"], faults["lost value"].iter_rows(named=True), strict=True)
+        lost = zip(changed["lost value"], faults["lost value"].rows.iter_rows(named=True), strict=True)
         assert all(row[name] is None for (name,), row in lost)
         again = plant_kinds(rows, [fitted.bundle.encoder])
-        assert all(again[kind].equals(faulty) for kind, faulty in faults.items())
+        assert all(again[kind].rows.equals(faulty.rows) for kind, faulty in faults.items())
 
     def test_columns_of_both_models_get_faults(self, fitted: Fitted) -> None:
         rows = pl.concat([fitted.features(day) for day in fitted.days[-6:]])
         encoder = fitted.bundle.encoder
         narrow = encoder.model_copy(update={"columns": encoder.columns[:1]})
-        only, both = (plant_kinds(rows, encoders)["other value"] for encoders in ([narrow], [narrow, encoder]))
+        only, both = (plant_kinds(rows, encoders)["other value"].rows for encoders in ([narrow], [narrow, encoder]))
         first = encoder.columns[0].name
         unchanged = rows.select("row_id", first)
         changed = [
@@ -188,6 +269,19 @@ class TestModels:
         assert all(result.passed for result in results.values())
         assert results["rankings_agree"].figure == pytest.approx(1.0)
         assert results["faults_found_at_budget"].figure > 0.5
+
+    def test_a_model_of_fewer_epochs_loses_mixed_rows(self, fitted: Fitted, other_bundle: ModelBundle) -> None:
+        rule = "each_kind_found_at_budget"
+        better = self.results_of(fitted, fitted.bundle, other_bundle)[rule]
+        assert better.passed, better.message
+        assert better.figure < 0
+        worse = self.results_of(fitted, other_bundle, fitted.bundle)
+        assert not worse[rule].passed
+        # It loses more of the lost values. They are in four columns, which chance can explain.
+        lost = re.search(r"lost value (\d+)% \((\d+)%\)", worse["faults_found_at_budget"].message)
+        assert lost is not None
+        assert int(lost[2]) - int(lost[1]) > 100 * worse[rule].figure > 10
+        assert ", in the kind mixed row " in worse[rule].message
 
     def test_a_model_calibrated_on_faulty_rows_is_rejected(self, fitted: Fitted) -> None:
         blind = blinded(fitted.bundle, 25, 1_000.0)
