@@ -1,5 +1,6 @@
 """The readiness check of code servers."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,7 +25,11 @@ def sockets(tmp_path: Path) -> Iterator[dict[str, Path]]:
         result[name] = tmp_path / name
         target = ["--python-file", tmp_path / f"{name}.py", "--socket", result[name], "--lazy-load-user-code"]
         command = [sys.executable, "-m", "dagster", "api", "grpc", *map(str, target)]
-        processes.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        home = tmp_path / f"home_{name}"  # two processes cannot create one database at the same time
+        home.mkdir()
+        environment = {**os.environ, "DAGSTER_HOME": str(home)}
+        nothing = subprocess.DEVNULL
+        processes.append(subprocess.Popen(command, env=environment, stdout=nothing, stderr=nothing))
     yield result
     for process in processes:
         process.terminate()
