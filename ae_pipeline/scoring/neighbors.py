@@ -5,6 +5,7 @@ compared with the same number of other rows, as in leave-one-out. If several ref
 duplicates at distance zero.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -25,11 +26,11 @@ _TIE_TOLERANCE = 1e-12
 _BLOCK_DISTANCES = 2**18
 """Number of distances computed in one block, which fits into the cache of a processor."""
 
-_CALLS_SHARE = 4
+_CALLS_SHARE = 8
 """Blocks are this many times larger than a cache, so that the time of a call does not matter."""
 
-_GROUP = 64
-"""References whose bounds are first looked at together."""
+_GROUPS = 64
+"""Groups of references. Only the groups with the highest bounds are looked at in detail."""
 
 _SAMPLED, _MAX_PAIRS = 256, 8
 """References that the type of the product is chosen with, and the mean of those to measure up to which it suits."""
@@ -50,14 +51,14 @@ class NearestNeighbors:
     These are one or two of thousands. So the type of the product does not change the distances.
 
     Attributes:
-        references: At most two of each value, shape (m, width), padded with NaN to whole groups in each part.
+        references: At most two of each value, shape (m, width), padded with NaN to equal groups in each part.
         norms: Squared norms, shape (m,).
         center: Mean of the references, shape (width,). Differences from it make the bounds closer.
         offset: Closeness of a reference that is as far from a row as the center is. With it, the highest bound of a row
             is positive.
         share: Rounding error of a sum in float32, as a share of the sum of its absolute terms.
         factors: Matrix that takes the rows of `_augmented` to bounds, shape (width + 4, m), bfloat16 or float32.
-        groups: For each count, the number of groups with its references.
+        ends: For each count, the number of references with padding.
     """
 
     references: Tensor
@@ -66,16 +67,16 @@ class NearestNeighbors:
     offset: float
     share: float
     factors: Tensor
-    groups: tuple[int, ...]
+    ends: tuple[int, ...]
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Return the Euclidean distances of rows, shape (n, width), for each count, shape (n, counts)."""
-        nearest, index = self._closest(rows, self.groups)
+        nearest, index = self._closest(rows, self.ends)
         is_equal = self._is_equal(nearest, rows, index)
-        for count, groups in enumerate(self.groups):
+        for count, end in enumerate(self.ends):
             equal = is_equal[:, count].nonzero().squeeze(1)
             if len(equal):
-                second, other = self._closest(rows[equal], (groups,), index[equal, count])
+                second, other = self._closest(rows[equal], (end,), index[equal, count])
                 is_copy = self._is_equal(second, rows[equal], other)
                 nearest[equal, count] = torch.where(is_copy, 0.0, second).squeeze(1)
         return nearest.sqrt()
@@ -83,33 +84,33 @@ class NearestNeighbors:
     def _is_equal(self, squares: Tensor, rows: Tensor, index: Tensor) -> Tensor:
         return squares <= _TIE_TOLERANCE * (rows.square().sum(1, keepdim=True) + self.norms[index])
 
-    def _closest(self, rows: Tensor, groups: tuple[int, ...], left_out: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return the squared distance to the closest reference of the first groups, and its index, for each number.
+    def _closest(self, rows: Tensor, ends: tuple[int, ...], left_out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the squared distance to the closest reference up to each end, and its index, shape (n, ends).
 
         Args:
             rows: Shape (n, width).
-            groups: Ascending numbers of groups.
+            ends: Ascending numbers of references.
             left_out: Reference that each row is not compared with, shape (n,).
         """
-        nearest = rows.new_full((len(rows), len(groups)), torch.inf)
+        nearest = rows.new_full((len(rows), len(ends)), torch.inf)
         index = torch.zeros_like(nearest, dtype=torch.long)
-        for row, candidate, distances in self._pairs(rows, groups, left_out):
-            for count, number in enumerate(groups):
-                counted = distances.masked_fill(candidate >= number * _GROUP, torch.inf)
+        for row, candidate, distances in self._pairs(rows, ends, left_out):
+            for count, end in enumerate(ends):
+                counted = distances.masked_fill(candidate >= end, torch.inf)
                 lowest = nearest[:, count].scatter_reduce_(0, row, counted, "amin")
                 is_closest = (counted == lowest.index_select(0, row)).nonzero().squeeze(1)
                 index[row[is_closest], count] = candidate[is_closest]
         return nearest, index
 
     def _pairs(
-        self, rows: Tensor, groups: tuple[int, ...], left_out: Tensor | None
+        self, rows: Tensor, ends: tuple[int, ...], left_out: Tensor | None
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield the pairs of row and reference that `_closest` has to measure, and their squared distances.
 
         All pairs of a row come together. Most come at once: only rows with many ties have many pairs.
         """
         augmented, offsets = self._augmented(rows)
-        factors = self.factors[:, : groups[-1] * _GROUP]
+        factors = self.factors[:, : ends[-1]]
         size = max(1, len(blocks(augmented, self.factors.shape[1] // _CALLS_SHARE)[0]))
         # One buffer for all blocks: new memory costs as much as the product that fills it.
         buffer = self.factors.new_empty(size, factors.shape[1])
@@ -120,7 +121,7 @@ class NearestNeighbors:
                 bounds = torch.mm(augmented[block], factors, out=buffer[: len(augmented[block])])
                 if left_out is not None:
                     bounds.scatter_(1, left_out[block].unsqueeze(1), -torch.inf)
-                row, candidate = self._candidates(rows[block], offsets[block], bounds, groups[0])
+                row, candidate = self._candidates(rows[block], offsets[block], bounds, ends)
                 row += first
                 pairs.append((row, candidate, self._squares(rows.index_select(0, row), candidate)))
                 if first + size >= len(rows) or sum(len(each[0]) for each in pairs) >= _MAX_COLLECTED:
@@ -128,29 +129,43 @@ class NearestNeighbors:
                     yield row, candidate, distances
                     pairs.clear()
 
-    def _candidates(self, rows: Tensor, offsets: Tensor, bounds: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-        """Return the pairs of row and reference that may be as close as the best reference of the first groups.
+    def _candidates(
+        self, rows: Tensor, offsets: Tensor, bounds: Tensor, ends: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor]:
+        """Return the pairs of row and reference that may be as close as the best reference up to the first end.
 
         Args:
             rows: Shape (n, width).
             offsets: Closeness of a reference at distance zero, shape (n,).
             bounds: Upper bounds of the closeness, shape (n, references).
-            groups: Number of groups.
+            ends: Ascending numbers of references.
         """
-        # Integers are compared, because processors have no instructions for the highest of several bfloat16.
-        integers = bounds.view(_INTEGERS[bounds.dtype]).unflatten(1, (-1, _GROUP))
-        bounds = bounds.unflatten(1, (-1, _GROUP))
-        highest = integers.amax(2).clamp_(min=0)
-        group, row = highest[:, :groups].argmax(1), torch.arange(len(rows), device=rows.device)
-        bound, within = bounds[row, group].float().max(1)
-        limit = offsets - self._squares(rows, torch.add(within, group, alpha=_GROUP))
+        every, parts = torch.arange(len(rows), device=rows.device), []
+        limit = offsets.new_full(offsets.shape, -torch.inf)
+        for first, end in itertools.pairwise((0, *self.ends)):
+            if first == end or end > ends[-1]:
+                continue
+            # The references of a group are as far apart as there are groups: vectors then hold one of each group.
+            grouped = bounds[:, first:end].unflatten(1, (-1, _GROUPS))
+            # Integers are compared, because processors have no instructions for the highest of several bfloat16.
+            highest = grouped.view(_INTEGERS[bounds.dtype]).amax(1).clamp_(min=0)
+            parts.append((first, grouped, highest))
+            if end <= ends[0]:
+                group = highest.argmax(1)
+                bound, within = grouped[every, :, group].float().max(1)
+                closeness = offsets - self._squares(rows, torch.add(group, within, alpha=_GROUPS).add_(first))
+                # A group may have no reference but the one that is left out. All others are then measured.
+                limit = torch.maximum(limit, closeness.masked_fill_(bound == -torch.inf, -torch.inf))
         # Rounding keeps the order, so that a bound of at least the limit is also at least the rounded limit.
-        limit = limit.sub_(limit.abs(), alpha=1e-6).to(bounds.dtype)
-        # A group may have no reference but the one that is left out. All others are then measured.
-        limit = limit.masked_fill_(bound == -torch.inf, torch.finfo(limit.dtype).min).unsqueeze(1)
-        row, group = (highest.view(bounds.dtype) >= limit).nonzero().unbind(1)
-        pair, within = (bounds[row, group] >= limit[row]).nonzero().unbind(1)
-        return row[pair], torch.add(within, group[pair], alpha=_GROUP)
+        rounded = (limit - 1e-6 * limit.abs()).to(bounds.dtype).clamp_(min=torch.finfo(bounds.dtype).min).unsqueeze(1)
+        pairs = []
+        for first, grouped, highest in parts:
+            row, group = (highest >= rounded.view(highest.dtype)).nonzero().unbind(1)
+            pair, within = (grouped[row, :, group] >= rounded.index_select(0, row)).nonzero().unbind(1)
+            candidate = torch.add(group.index_select(0, pair), within, alpha=_GROUPS).add_(first)
+            pairs.append((row.index_select(0, pair), candidate))
+        row, candidate = map(torch.cat, zip(*pairs, strict=True))
+        return row, candidate
 
     def _squares(self, rows: Tensor, index: Tensor) -> Tensor:
         """Return the squared distances of rows to one reference each."""
@@ -160,7 +175,7 @@ class NearestNeighbors:
         """Return whether the bounds leave few references to measure, for some references as rows."""
         index = self.norms.isfinite().nonzero().squeeze(1)
         index = index[:: max(1, len(index) // _SAMPLED)]
-        pairs = self._pairs(self.references[index], self.groups[-1:], index)
+        pairs = self._pairs(self.references[index], self.ends[-1:], index)
         return sum(len(row) for row, *_ in pairs) <= _MAX_PAIRS * len(index)
 
     def _augmented(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -216,15 +231,15 @@ def _with_products_in(
     offset = 1.01 * float((references - center).square().sum(1).mean())
     share = 1.1 * (references.shape[1] + 8) * torch.finfo(torch.float32).eps / 2
     table = _factors(references - center, offset, share, dtype)
-    tables, padded, groups, first = [], [], [], 0
+    tables, padded, ends, first = [], [], [], 0
     for count in counts:
-        missing = -(count - first) % _GROUP
+        missing = -(count - first) % _GROUPS
         # The bound of a padded reference is minus infinity: its fourth last column is multiplied by one.
         rest = pad(table[first:count], (0, 0, 0, missing))
         rest[count - first :, -4] = -torch.inf
         tables.append(rest)
         padded.append(pad(references[first:count], (0, 0, 0, missing), value=torch.nan))
-        groups.append(sum(map(len, padded)) // _GROUP)
+        ends.append(sum(map(len, padded)))
         first = count
     whole = torch.cat(padded)
     return NearestNeighbors(
@@ -234,7 +249,7 @@ def _with_products_in(
         offset=offset,
         share=share,
         factors=torch.cat(tables).T.contiguous(),
-        groups=tuple(groups),
+        ends=tuple(ends),
     )
 
 
