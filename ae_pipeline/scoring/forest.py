@@ -55,40 +55,43 @@ class IsolationForest:
         It is between 0 and 1. Rows with shorter paths are more anomalous.
         """
         levels, lengths = self._tensors(rows.device)
-        width, parts = rows.shape[1], []
-        trees = torch.arange(len(self.columns), dtype=torch.int32, device=rows.device).unsqueeze(1)
+        trees, width, parts = len(self.columns), rows.shape[1], []
+        roots = torch.arange(trees, 0, -1, dtype=torch.int32, device=rows.device).unsqueeze(1)
         # The trees were fitted on float32, and a value that equals a threshold must stay on its side.
-        for block in blocks(rows.float(), 4 * len(self.columns)):
+        for block in blocks(rows.float(), 4 * trees):
             values = block.reshape(-1)
             starts = torch.arange(0, len(values), width, dtype=torch.int32, device=rows.device)
-            node = trees.expand(-1, len(block)).reshape(-1)
+            node = roots.expand(-1, len(block)).reshape(-1)
             for columns, thresholds in levels:
-                column = columns.index_select(0, node).view(len(trees), len(block))
-                value = values.index_select(0, (column + starts).view(-1))
-                node = torch.add(value > thresholds.index_select(0, node), node, alpha=2)
-            parts.append(torch.exp2(-lengths.index_select(0, node).view(len(trees), len(block)).mean(0)))
+                cells = columns.index_select(0, node).view(trees, -1).add_(starts).view(-1)
+                margin = thresholds.index_select(0, node).sub_(values.index_select(0, cells))
+                # The sign is −1 for a value over the threshold, and otherwise 0. A comparison takes five times as long.
+                node = margin.view(torch.int32).bitwise_right_shift_(31).add_(node, alpha=2)
+            parts.append(torch.exp2(-lengths.index_select(0, node).view(trees, -1).mean(0)))
         return torch.cat(parts)
 
     @per_device
     def _tensors(self, device: torch.device) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
         """Return columns and thresholds of each level of all trees, and the lengths of the leaves of all trees.
 
-        The children of the node k of a level are the nodes 2k and 2k + 1 of the next one.
+        Nodes are counted from the last one, which is 1: the left child of node k is 2k, and the right one is 2k − 1.
         """
         # A float32 exceeds a threshold if and only if it exceeds the next lower float32.
         with np.errstate(over="ignore"):  # what exceeds float32 becomes infinite, and then the largest float32
             lower = self.thresholds.astype(np.float32)
         lower = np.where(lower > self.thresholds, np.nextafter(lower, np.float32(-np.inf)), lower)
+        lower += np.float32(0)  # zero minus zero is positive, but negative zero minus zero is not
         levels, first = [], 0
         while first < self.columns.shape[1]:
             level = slice(first, 2 * first + 1)
-            levels.append((_flat(self.columns[:, level], device), _flat(lower[:, level], device)))
+            levels.append((_reversed(self.columns[:, level], device), _reversed(lower[:, level], device)))
             first = 2 * first + 1
-        return levels, _flat(self.lengths, device)
+        return levels, _reversed(self.lengths, device)
 
 
-def _flat(values: npt.NDArray[Any], device: torch.device) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values)).flatten().to(device)
+def _reversed(values: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """Return values of all trees from the last one on, after one that no node has."""
+    return torch.from_numpy(np.append(values.dtype.type(0), np.ravel(values)[::-1])).to(device)
 
 
 def fit_forest(rows: Array, seed: int) -> IsolationForest:
