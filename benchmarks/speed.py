@@ -45,7 +45,7 @@ from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.detector.facts import Epoch
 from ae_pipeline.encoding.encoder import fit_encoder
 from ae_pipeline.latents.files import TableFiles
-from ae_pipeline.latents.layout import score_day, write_file
+from ae_pipeline.latents.layout import read_features, score_batch, write_file
 from ae_pipeline.latents.publish import publish
 from ae_pipeline.models.factory import build_loss, build_model
 from ae_pipeline.scoring.ecod import ecod_score
@@ -333,7 +333,7 @@ def _parts(days: Sequence[str], paths: DatasetPaths, bundle: ModelBundle, rounds
     passed = [network.forward(batch) for batch in encoded]
     pairs = list(zip(passed, encoded, strict=True))
     losses = detector.latents_and_losses(rows)[1]
-    tables = list(score_day(bundle, 1, day))
+    tables = [score_batch(bundle, 1, batch, days[0]) for batch in read_features(day)]
     ensemble = detector.ensemble
     assert ensemble is not None
     wide = [batch[:, torch.from_numpy(ensemble.varying)].double() for batch in encoded]

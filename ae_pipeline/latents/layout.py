@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 from deltalake.transaction import AddAction
 
 from ae_pipeline.common.errors import PublicationError
-from ae_pipeline.common.parallel import prefetch
 from ae_pipeline.common.text import first_line, pluralize
 from ae_pipeline.latent_space.names import latent_space_name
 from ae_pipeline.latents.files import TableFiles
@@ -179,21 +178,22 @@ def _read_keys(location: str, path: str) -> dict[str, str]:
     return keys
 
 
-def score_day(bundle: "ModelBundle", model_version: int, features: Path) -> Iterator[pa.Table]:
-    """Score the features of a day, and yield its rows in the form of the table, one batch at a time.
+def read_features(features: Path) -> Iterator[pa.RecordBatch]:
+    """Yield the features of a day from its Parquet file, one batch at a time."""
+    # A pre-buffer would hold the whole file in memory.
+    file = pq.ParquetFile(features, pre_buffer=False)
+    yield from file.iter_batches(rows_per_batch(file.metadata.num_columns, row_bytes(file.metadata)))
+
+
+def score_batch(bundle: "ModelBundle", model_version: int, batch: pa.RecordBatch, day: str) -> pa.Table:
+    """Score a batch of features, and return its rows in the form of the table.
 
     Args:
         bundle: Model.
         model_version: Version of the model.
-        features: Parquet file of the features, with the name of its day, which becomes the date of the rows.
+        batch: Batch of `read_features`.
+        day: Day of the rows, an ISO date, or `ALL_ROWS`.
     """
-    # A pre-buffer would hold the whole file in memory.
-    file = pq.ParquetFile(features, pre_buffer=False)
-    for batch in prefetch(file.iter_batches(rows_per_batch(file.metadata.num_columns, row_bytes(file.metadata)))):
-        yield _score_batch(bundle, model_version, batch, features.stem)
-
-
-def _score_batch(bundle: "ModelBundle", model_version: int, batch: pa.RecordBatch, day: str) -> pa.Table:
     rows = pl.DataFrame(batch)
     scored = bundle.score(rows)
     space = latent_space_name(model_version, bundle.fingerprint)
@@ -202,13 +202,13 @@ def _score_batch(bundle: "ModelBundle", model_version: int, batch: pa.RecordBatc
         # From the batch, because a column of the polars frame would keep all other columns of the batch in memory.
         batch["row_id"].cast(pa.string()),
         batch["event_time"].cast(pa.timestamp("us", "UTC")),
-        pa.array([date] * rows.height, pa.date32()),
+        pa.repeat(pa.scalar(date, pa.date32()), rows.height),
         *(pa.array(np.ascontiguousarray(scored.latents[:, index])) for index in range(bundle.model.latent_dim)),
         pa.array(scored.score),
         pa.array(scored.p_value),
         pa.array(scored.is_anomaly),
-        pa.array(np.full(rows.height, model_version)),
-        pa.array([space] * rows.height, pa.string()),
+        pa.repeat(pa.scalar(model_version, pa.int64()), rows.height),
+        pa.repeat(pa.scalar(space), rows.height),
     ]
     return pa.Table.from_arrays(columns, schema=latent_schema(bundle.model.latent_dim))
 

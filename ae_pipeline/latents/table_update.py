@@ -30,7 +30,8 @@ from ae_pipeline.latents.layout import (
     group_of,
     latent_schema,
     parse_path,
-    score_day,
+    read_features,
+    score_batch,
     spaces_of,
     verify_file,
     write_file,
@@ -233,13 +234,23 @@ class TableUpdate:
 
     def _score_files(self, files: Mapping[str, Mapping[str, str]]) -> Iterator[tuple[str, int, pa.Table]]:
         """Yield the rows of files in parts, each with the path of its file and the index of its day in that file."""
+        # The next features are read while the current ones are scored, also those of the next file.
+        with closing(prefetch(self._read_files(files))) as parts:
+            for path, index, day, part in parts:
+                is_scored = isinstance(part, pa.Table)
+                yield path, index, part if is_scored else score_batch(self.bundle, self.model_version, part, day)
+
+    def _read_files(
+        self, files: Mapping[str, Mapping[str, str]]
+    ) -> Iterator[tuple[str, int, str, pa.RecordBatch | pa.Table]]:
+        """Yield the features of days to score, and the rows of published days to copy."""
         for path, keys in files.items():
             for index, (day, key) in enumerate(keys.items()):
                 if self._is_published(day, key):
-                    yield path, index, _copy_day(self.published[day], self.files)
+                    yield path, index, day, _copy_day(self.published[day], self.files)
                 else:
-                    for rows in score_day(self.bundle, self.model_version, self._paths.features(day)):
-                        yield path, index, rows
+                    for batch in read_features(self._paths.features(day)):
+                        yield path, index, day, batch
 
     def _is_published(self, day: str, key: str) -> bool:
         """Return whether the table has these very rows of a day, so that they can be copied."""
@@ -284,7 +295,8 @@ def write_scored_file(
             if day in task.copied:
                 yield _copy_day(task.copied[day], files)
             else:
-                yield from score_day(bundle, model_version, paths.features(day))
+                for batch in prefetch(read_features(paths.features(day))):
+                    yield score_batch(bundle, model_version, batch, day)
 
     try:
         write_file(tables(), task.keys, bundle.model.latent_dim, task.path, files)

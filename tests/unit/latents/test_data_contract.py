@@ -4,7 +4,6 @@ import dataclasses
 import datetime as dt
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from ae_pipeline.latents import table_update
 from ae_pipeline.latents.contract_versions import read_contract
 from ae_pipeline.latents.data_contract import CONTRACT, PAGE, described, violations
 from ae_pipeline.latents.files import TableFiles
-from ae_pipeline.latents.layout import score_day
+from ae_pipeline.latents.layout import score_batch
 from ae_pipeline.latents.log import DIGESTS
 from ae_pipeline.latents.publish import publish
 from ae_pipeline.storage.dataset import Dataset
@@ -168,12 +167,12 @@ class TestRules:
         publish_days(dataset)
         previous = rows_of(dataset)
 
-        def doubled(bundle: ModelBundle, version: int, features: Path) -> Iterator[pa.Table]:
-            for rows in score_day(bundle, version, features):
-                names = rows["row_id"].to_pylist()
-                yield rows.set_column(0, rows.schema.field(0), pa.array([names[0], *names[:-1]]))
+        def doubled(bundle: ModelBundle, version: int, batch: pa.RecordBatch, day: str) -> pa.Table:
+            rows = score_batch(bundle, version, batch, day)
+            names = rows["row_id"].to_pylist()
+            return rows.set_column(0, rows.schema.field(0), pa.array([names[0], *names[:-1]]))
 
-        monkeypatch.setattr(table_update, "score_day", doubled)
+        monkeypatch.setattr(table_update, "score_batch", doubled)
         with pytest.raises(PublicationError, match=r"violates the data contract: identity_stands_once_a_day"):
             publish(dataset.days[-4:], Dataset(dataset.bundle.config, dataset.paths), dataset.bundle, 1, {})
         assert rows_of(dataset).equals(previous)

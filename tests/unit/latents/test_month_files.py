@@ -1,7 +1,6 @@
 """Files of months: days with few rows share the file of their month."""
 
 import datetime as dt
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 from ae_pipeline import read_latents
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.latents import layout, table_update
-from ae_pipeline.latents.layout import score_day
+from ae_pipeline.latents.layout import score_batch
 from ae_pipeline.latents.publish import publish, stale_days
 from ae_pipeline.latents.read import current_files, latents_of, published_day, published_days
 from ae_pipeline.storage.dataset import Dataset
@@ -48,11 +47,11 @@ class TestMonths:
         previous = current_files(dataset.paths)
         scored: list[str] = []
 
-        def spy(bundle: ModelBundle, version: int, features: Path) -> Iterator[pa.Table]:
-            scored.append(features.stem)
-            return score_day(bundle, version, features)
+        def spy(bundle: ModelBundle, version: int, batch: pa.RecordBatch, day: str) -> pa.Table:
+            scored.append(day)
+            return score_batch(bundle, version, batch, day)
 
-        monkeypatch.setattr(table_update, "score_day", spy)
+        monkeypatch.setattr(table_update, "score_batch", spy)
         result = publish_days(dataset, dataset.days[-1:])
         assert scored == [dataset.days[-1]]
         assert [(day.day, day.built) for day in result.days] == [(dataset.days[-1], True)]

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 from deltalake.transaction import AddAction
@@ -18,7 +17,7 @@ from ae_pipeline.common.errors import PublicationError
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.latent_space.names import latent_space_name
 from ae_pipeline.latents.files import TableFiles
-from ae_pipeline.latents.layout import latent_schema, score_day, write_file
+from ae_pipeline.latents.layout import latent_schema, read_features, score_batch, write_file
 from ae_pipeline.latents.publish import Publication, publish
 from ae_pipeline.latents.read import (
     current_files,
@@ -126,7 +125,8 @@ class TestReading:
         # No publication does this: a file of another space is added to the table.
         space = latent_space_name(2, other_bundle.fingerprint)
         path = path_of_day(days[0], "other", other_bundle.fingerprint, space)
-        rows = pa.concat_tables(score_day(other_bundle, 2, dataset.paths.features(days[0])))
+        (batch,) = read_features(dataset.paths.features(days[0]))
+        rows = score_batch(other_bundle, 2, batch, days[0])
         write_file([rows], {days[0]: "other"}, 3, path, TableFiles(dataset.paths.latents))
         delta = DeltaTable(dataset.paths.latents)
         added = AddAction(
