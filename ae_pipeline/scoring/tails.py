@@ -73,7 +73,7 @@ class TailCalibrator:
             unimportant = np.where(least > 0, self.quantiles[np.arange(len(last)), last], -np.inf)
             row, column = (~(reached <= double(unimportant, losses.device))).nonzero().unbind(1)
             within = torch.zeros_like(losses)
-            within[row, column] = tensors.curves.look_up(reached[row, column], tensors.curves.first[column])
+            within[row, column] = tensors.curves.look_up(reached[row, column], column)
         over = reached - tensors.last
         return torch.where(over > 0, float(self.levels[-1]) + over / tensors.excess, within)
 
