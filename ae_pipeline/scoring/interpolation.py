@@ -75,15 +75,15 @@ class Curves:
         column = torch.arange(len(by_column), dtype=torch.int32, device=values.device).unsqueeze(1)
         bucket = _bucket(by_column, self.low.unsqueeze(1), self.per_unit.unsqueeze(1), self.buckets)
         bucket = torch.add(bucket, column, alpha=self.buckets)
-        return self._found(by_column.view(-1), bucket.view(-1)).view(by_column.shape).T
+        return self._interpolate(by_column.view(-1), bucket.view(-1)).view(by_column.shape).T
 
     def look_up(self, values: Tensor, column: Tensor) -> Tensor:
         """Return the functions of values, shape (n,), with the index of the column of each, shape (n,)."""
         low, per_unit = self.low.index_select(0, column), self.per_unit.index_select(0, column)
         bucket = torch.add(_bucket(values, low, per_unit, self.buckets), column, alpha=self.buckets)
-        return self._found(values, bucket)
+        return self._interpolate(values, bucket)
 
-    def _found(self, values: Tensor, bucket: Tensor) -> Tensor:
+    def _interpolate(self, values: Tensor, bucket: Tensor) -> Tensor:
         # index_select is several times faster than other ways to read a table, and than torch.searchsorted.
         entry = self.entry.index_select(0, bucket)
         for step in (2**power for power in reversed(range(self.steps))):
