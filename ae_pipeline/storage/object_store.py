@@ -32,9 +32,9 @@ _ALLOW_HTTP = {"s3": "AWS_ALLOW_HTTP", "az": "AZURE_ALLOW_HTTP", "gs": "GOOGLE_A
 _ENDPOINTS = {
     "s3": ("AWS_ENDPOINT_URL",),
     "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
-    "gs": ("GOOGLE_BASE_URL", "GOOGLE_SERVICE_ACCOUNT_KEY"),
+    "gs": ("GOOGLE_BASE_URL", "GOOGLE_SERVICE_ACCOUNT_KEY", "GOOGLE_SERVICE_ACCOUNT"),
 }
-"""Variables that name a server other than that of the provider; the last one is JSON with its address."""
+"""Variables that name a server other than that of the provider. The last two are JSON with its address, or a file."""
 
 _SETTINGS = {
     "s3": "AWS_ENDPOINT_URL",
@@ -289,8 +289,11 @@ def settings_of(address: str) -> str:
 def http_remedy(address: str) -> str:
     """Return the rest of a sentence about a store that is reached by plain HTTP, which is refused by default."""
     scheme = _scheme(address)
-    endpoints = [os.environ.get(name, "").lower() for name in _ENDPOINTS.get(scheme, ())]
-    is_plain = any(re.match(r'(.*"gcs_base_url"\s*:\s*")?http://', each, re.DOTALL) for each in endpoints)
+    endpoints = [os.environ.get(name, "") for name in _ENDPOINTS.get(scheme, ())]
+    if scheme == "gs":
+        with suppress(OSError):
+            endpoints.append(Path(endpoints[-1]).read_text(encoding="utf-8"))
+    is_plain = any(re.match(r'(.*"gcs_base_url"\s*:\s*")?http://', each.lower(), re.DOTALL) for each in endpoints)
     return f", set {_ALLOW_HTTP[scheme]}=true for that plain HTTP" if is_plain and not _allows_http(address) else ""
 
 

@@ -1,6 +1,7 @@
 """What the project needs of an object store, held against servers with the APIs of AWS, Azure and Google Cloud."""
 
 import itertools
+import json
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -161,3 +162,17 @@ def test_a_store_over_plain_http_names_the_variables_of_its_provider(
         message = str(failed.value)
         assert f"{provider}_" in message.partition(" the credentials")[0]
         assert not [each for each in ("AWS_", "AZURE_", "GOOGLE_") if each in message and not each.startswith(provider)]
+
+
+def test_a_key_file_of_google_with_plain_http_has_the_same_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = tmp_path / "key.json"
+    account = {"client_email": "", "private_key": "", "private_key_id": "", "disable_oauth": True}
+    key.write_text(json.dumps({**account, "gcs_base_url": "http://127.0.0.1:9"}))
+    monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT", str(key))
+    for name in ("GOOGLE_ALLOW_HTTP", "GOOGLE_SERVICE_ACCOUNT_KEY", "GOOGLE_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    message = "check AE_PIPELINE_DATA, GOOGLE_SERVICE_ACCOUNT, .*set GOOGLE_ALLOW_HTTP=true for that plain HTTP"
+    with pytest.raises(UnavailableError, match=message):
+        ObjectStore("gs://latents-key-file/plain").read("head.json")
