@@ -5,6 +5,7 @@ lock files, and nothing is in the object store. In each round all of them publis
 new one, and in every fifth round under another model. After the round the table must have every row once, and the list
 of files and the data contract must describe its newest version. The trial runs with the locks of the server, and with
 lock files, which the hosts do not share. The trial `kills` kills processes that hold a lock, while another one waits.
+The object store has the API of S3, or that of Azure or Google Cloud (`--store`).
 """
 
 import argparse
