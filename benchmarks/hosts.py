@@ -5,6 +5,7 @@ lock files, and nothing is in the object store. In each round all of them publis
 new one, and in every fifth round under another model. After the round the table must have every row once, and the list
 of files and the data contract must describe its newest version. The trial runs with the locks of the server, and with
 lock files, which the hosts do not share. The trial `kills` kills processes that hold a lock, while another one waits.
+The object store has the API of S3, or that of Azure or Google Cloud (`--store`).
 """
 
 import argparse
@@ -31,10 +32,11 @@ from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.lock_kinds import LOCKS_VARIABLE
 from ae_pipeline.storage.locks import dataset_lock, locks
 from ae_pipeline.storage.paths import DatasetPaths
+from benchmarks.cloud_stores import STORES
 from benchmarks.hosts_look import describe, look
 from benchmarks.publication_stress import DATASET, FEWEST_ROWS, TrialFolder, day_of, make
 from benchmarks.report import Row, write_report
-from benchmarks.stores import BUCKET, postgres_server, s3_environment, s3_request, s3_server
+from benchmarks.stores import BUCKET, postgres_server
 
 _FIRST_DAYS = 8
 """Days of the table before the first round."""
@@ -82,18 +84,24 @@ def _host(root: Path, tables: str, bundles: Sequence[Path], tasks: Any, gate: An
         out.put((error, retries.count, time.perf_counter() - started))
 
 
-def try_publishers(trial: TrialFolder, kind: str, publishers: int, rounds: int) -> Row:
+def _name(kind: str, store: str) -> str:
+    scheme = store.partition(":")[0]
+    return f"publishers, {kind} locks" + (f", {scheme}://" if scheme != "s3" else "")
+
+
+def try_publishers(trial: TrialFolder, kind: str, store: str, publishers: int, rounds: int) -> Row:
     """Let hosts publish at once, round by round.
 
     Args:
         trial: Features and models.
         kind: Kind of the locks, for the names of table and folders; the environment selects them. With `folder`, the
             hosts share a data folder.
+        store: Address of a bucket, for other kinds than `folder`.
         publishers: Number of hosts.
         rounds: Number of rounds.
     """
     shared = trial.root.parent / kind / "shared" if kind == "folder" else None
-    tables = f"s3://{BUCKET}/{kind}" if shared is None else str(shared / "latents")
+    tables = f"{store}/{kind}" if shared is None else str(shared / "latents")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["ae_pipeline.latents.publish", "ae_pipeline.training.fit"])
     gate, out = context.Barrier(publishers), context.Queue()
@@ -135,7 +143,7 @@ def try_publishers(trial: TrialFolder, kind: str, publishers: int, rounds: int) 
     names = ("failed", "retries", "rows lost", "rows doubled", "rows that should not be there")
     checks = ("other model", "manifest differs", "contract differs")
     return {
-        "trial": "publishers, one folder" if shared else f"publishers, {kind} locks",
+        "trial": "publishers, one folder" if shared else _name(kind, store),
         "publishers": publishers,
         "rounds": rounds,
         **{name.replace(" ", "_"): counts[name] for name in (*names, *checks)},
@@ -181,6 +189,7 @@ def main() -> None:
     parser.add_argument("--locks", nargs="+", default=kinds, choices=kinds)
     names = ["publishers", "kills"]
     parser.add_argument("--trials", nargs="+", default=names, choices=names, help="others keep their rows in the file")
+    parser.add_argument("--store", default="s3", choices=list(STORES), help="API of the object store")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args()
     results: list[Row] = json.loads(arguments.out.read_text())["rows"] if arguments.out.exists() else []
@@ -188,20 +197,21 @@ def main() -> None:
     def add(rows: Sequence[Row]) -> None:
         nonlocal results
         print(describe(rows), flush=True)
-        kept = {f"kills of a holder, {kind} locks" for kind in kinds} | {f"publishers, {kind} locks" for kind in kinds}
+        kept = {f"kills of a holder, {kind} locks" for kind in kinds}
+        kept |= {_name(kind, f"{scheme}://") for kind in kinds for scheme in STORES}
         kept = {*kept, "publishers, one folder"} - {row["trial"] for row in rows}
         results = [*(row for row in results if row["trial"] in kept), *rows]
-        write_report(arguments.out, "hosts", results, ("deltalake", "moto", "psycopg2-binary"))
+        write_report(arguments.out, "hosts", results, ("deltalake", "moto", "obstore", "psycopg2-binary"))
 
-    with tempfile.TemporaryDirectory() as name, s3_server() as port, postgres_server() as url:
+    with tempfile.TemporaryDirectory() as name, STORES[arguments.store]() as server, postgres_server() as url:
         root = Path(name)
-        os.environ.update(s3_environment(port))
-        assert s3_request(port, "PUT", f"/{BUCKET}") == 200
+        os.environ.update(server.variables)
+        store = server.make(BUCKET)
         trial = make(root / "trial") if "publishers" in arguments.trials else None
         for kind in arguments.locks:
             os.environ[LOCKS_VARIABLE] = url.render_as_string(hide_password=False) if kind == "postgresql" else "file"
             if trial:
-                add([try_publishers(trial, kind, arguments.publishers, arguments.rounds)])
+                add([try_publishers(trial, kind, store, arguments.publishers, arguments.rounds)])
             if "kills" in arguments.trials and kind != "folder":  # its locks are lock files as well
                 add([try_kills(root / f"kills_{kind}", kind, arguments.kills)])
 

@@ -1,5 +1,6 @@
 """What a person at the deployment of `benchmarks.hosts_deployment` does and sees: files land, runs start and end."""
 
+import json
 import os
 import re
 import time
@@ -15,6 +16,7 @@ from ae_pipeline.latents.files import TableFiles, live_files
 from ae_pipeline.latents.read import model_version_of
 from ae_pipeline.lifecycle.plan import plan_landing, plan_serving
 from ae_pipeline.orchestration.dead_runs import active_records
+from ae_pipeline.orchestration.tags import range_tags
 from ae_pipeline.registry.store import Tracker
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.location import DATA_VARIABLE, SCRATCH_VARIABLE
@@ -81,9 +83,15 @@ class Control:
         store = ObjectStore(os.environ[DATA_VARIABLE])
         copy_all(lambda path: store.write(f"landing/{DATASET}/{path.name}", path), files)
 
-    def launch(self, job: str) -> None:
-        """Launch a run of a job, as the guide for deployments shows."""
-        self._stack.dagster("job", "launch", "--location", "ae_pipeline", "--job", f"{DATASET}_{job}")
+    def launch(self, job: str, days: Sequence[str] = ()) -> None:
+        """Launch a run of a job, as the guide for deployments shows.
+
+        Args:
+            job: Its name.
+            days: First and last day of its range; none for a job without days.
+        """
+        tags = ["--tags", json.dumps(range_tags(*days))] if days else []
+        self._stack.dagster("job", "launch", "--location", "ae_pipeline", "--job", f"{DATASET}_{job}", *tags)
 
     def remove_table(self) -> None:
         """Remove the latent table, so that all days must be published again."""

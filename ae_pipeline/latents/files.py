@@ -21,7 +21,7 @@ from ae_pipeline.latents.log import damaged_commits, damaged_texts
 from ae_pipeline.storage.aliases import alias_of_entries
 from ae_pipeline.storage.files import atomic_write, make_folder
 from ae_pipeline.storage.integrity import parquet_damage
-from ae_pipeline.storage.object_store import http_remedy
+from ae_pipeline.storage.object_store import http_remedy, settings_of
 
 logger = logging.getLogger(__name__)
 
@@ -71,8 +71,8 @@ class TableFiles:
     """Files of a table, by their paths relative to the table.
 
     Object stores are accessed through the file system of the `deltalake` package. It takes credentials from environment
-    variables such as `AWS_ACCESS_KEY_ID` and `AWS_ENDPOINT_URL`. A file appears in one step, so that no reader sees a
-    part of it.
+    variables such as `AWS_ACCESS_KEY_ID` or `AZURE_STORAGE_ACCOUNT_KEY`. A file appears in one step, so that no reader
+    sees a part of it.
 
     Args:
         location: Folder, or address such as `s3://bucket/latents/flights`.
@@ -130,7 +130,8 @@ class TableFiles:
                 raise
             raise PublicationError(
                 f"the object store of {self.location} does not answer ({last_line(error)}); start it, or correct "
-                f"AE_PIPELINE_TABLES, AWS_ENDPOINT_URL or the credentials{http_remedy()}, and run again"
+                f"AE_PIPELINE_TABLES, {settings_of(self.location)} or the credentials{http_remedy(self.location)}, and "
+                "run again"
             ) from error
         except (DeltaError, ValueError, pa.ArrowException) as error:
             if self.is_folder:

@@ -100,7 +100,7 @@ def read_latents(
         data: Data folder, or address of the object store that has the data; by default `AE_PIPELINE_DATA` of the
             environment, or `data` in the working directory.
         tables: Folder, or prefix of an object store, that holds the tables; by default `latents` in the data folder, or
-            `AE_PIPELINE_TABLES` of the environment without `data`. `AWS_ACCESS_KEY_ID` and the like are credentials.
+            `AE_PIPELINE_TABLES` of the environment without `data`. Credentials are in variables of the provider.
 
     Raises:
         ConfigError: `data` is an address of another kind.

@@ -40,6 +40,7 @@ from ae_pipeline.latents.read import PublishedDay, days_in, read_day
 from ae_pipeline.latents.removal import check_removal
 from ae_pipeline.latents.retention import ORPHAN_AGE, earlier_files
 from ae_pipeline.storage.dataset import Dataset
+from ae_pipeline.storage.object_store import settings_of
 from ae_pipeline.storage.parquet import read_facts
 from ae_pipeline.storage.paths import DatasetPaths
 
@@ -305,7 +306,7 @@ def write_scored_file(
             raise
         raise PublicationError(
             f"{platform.node()} cannot use the object store of {location} ({last_line(error)}); give every node of the "
-            "engine the same credentials and AWS_… variables as the run"
+            f"engine the same credentials and variables as the run ({settings_of(location)})"
         ) from error
 
 

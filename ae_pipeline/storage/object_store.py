@@ -2,9 +2,10 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
@@ -25,7 +26,22 @@ REQUESTS_AT_ONCE = 16
 _TIMEOUTS = {False: (300, 30), True: (5, 9)}
 """Seconds of one request, and in which it is tried again: for content, and for what pages and sensors wait for."""
 
-_ALLOW_HTTP = ("AWS_ALLOW_HTTP", "AZURE_ALLOW_HTTP", "GOOGLE_ALLOW_HTTP")
+_ALLOW_HTTP = {"s3": "AWS_ALLOW_HTTP", "az": "AZURE_ALLOW_HTTP", "gs": "GOOGLE_ALLOW_HTTP"}
+"""Variable that allows plain HTTP, by the scheme of an address."""
+
+_ENDPOINTS = {
+    "s3": ("AWS_ENDPOINT_URL",),
+    "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
+    "gs": ("GOOGLE_BASE_URL", "GOOGLE_SERVICE_ACCOUNT_KEY", "GOOGLE_SERVICE_ACCOUNT"),
+}
+"""Variables that name a server other than that of the provider. The last two are JSON with its address, or a file."""
+
+_SETTINGS = {
+    "s3": "AWS_ENDPOINT_URL",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ENDPOINT",
+    "gs": "GOOGLE_SERVICE_ACCOUNT, GOOGLE_BASE_URL",
+}
+"""What a person should check, beside the address and the credentials."""
 
 _SECOND = 1_000_000_000
 """Nanoseconds of a second."""
@@ -123,9 +139,15 @@ class ObjectStore:
         with self._translated():
             try:
                 put = self._client().put(name, data, mode=_condition(e_tag), use_multipart=False)
+                return _token(put)
             except (AlreadyExistsError, PreconditionError):
-                return None
-            return _token(put)
+                pass
+        # In Google Cloud, the same bytes that were written again have the same ETag, but another generation.
+        known, _, generation = e_tag.partition(" ")
+        current = self.find(name) if generation else None
+        if current and current[1] != e_tag and current[1].split(" ", maxsplit=1)[0] == known:
+            return self.replace(name, data, current[1])
+        return None
 
     def write(self, name: str, source: Path | bytes | BinaryIO) -> None:
         """Write an object from bytes, a file, or an open file."""
@@ -151,19 +173,26 @@ class ObjectStore:
         return digest.hexdigest(), version
 
     def list(self, folder: str) -> list[ListedObject]:
-        """Return all objects below a folder, in pages of 1,000."""
+        """Return all objects below a folder, or below the address if it is empty, in pages of 1,000."""
         objects = list[ListedObject]()
-        start = len(folder) + 1
+        prefix = f"{folder}/" if folder else ""
         with self._translated():
-            for page in self._client(is_quick=True).list(f"{folder}/"):
-                objects += [_describe(name, each) for each in page if (name := each["path"][start:])]
+            for page in self._client(is_quick=True).list(prefix):
+                objects += [_describe(name, each) for each in page if (name := each["path"].removeprefix(prefix))]
         return objects
 
     def remove(self, names: Iterable[str]) -> None:
         """Delete objects. One that does not exist is no error."""
         if paths := list(names):
             with self._translated():
-                self._client().delete(paths)
+                try:
+                    self._client().delete(paths)
+                except FileNotFoundError:  # of Azure and Google Cloud, which leave others undeleted
+                    copy_all(self._remove_one, paths)
+
+    def _remove_one(self, name: str) -> None:
+        with suppress(FileNotFoundError):
+            self._client().delete(name)
 
     def _client(self, *, is_quick: bool = False) -> "Client":
         if _first_process() != os.getpid():
@@ -194,7 +223,8 @@ class ObjectStore:
         except (BaseError, PermissionError) as error:
             raise UnavailableError(
                 f"the object store of {self.address} does not answer as it should ({first_line(error)}); check "
-                f"AE_PIPELINE_DATA, AWS_ENDPOINT_URL and the credentials{http_remedy()}, and run again"
+                f"AE_PIPELINE_DATA, {settings_of(self.address)} and the credentials{http_remedy(self.address)}, and "
+                "run again"
             ) from error
 
 
@@ -237,20 +267,34 @@ def _open(address: str, is_quick: bool) -> "Client":
     return from_url(
         address,
         # These options replace those of the environment.
-        client_options={"timeout": f"{timeout}s", "allow_http": _allows_http()},
+        client_options={"timeout": f"{timeout}s", "allow_http": _allows_http(address)},
         retry_config={"max_retries": 5, "retry_timeout": timedelta(seconds=retry_seconds)},
     )
 
 
-def _allows_http() -> bool:
+def _scheme(address: str) -> str:
+    return address.partition("://")[0]
+
+
+def _allows_http(address: str) -> bool:
     """Return whether the environment allows plain HTTP, which is for a store in the same network."""
-    return any(os.environ.get(name, "").lower() in {"true", "1"} for name in _ALLOW_HTTP)
+    return os.environ.get(_ALLOW_HTTP.get(_scheme(address), ""), "").lower() in {"true", "1"}
 
 
-def http_remedy() -> str:
-    """Return the rest of a sentence about a store whose address is plain HTTP, which is refused by default."""
-    is_plain = os.environ.get("AWS_ENDPOINT_URL", "").lower().startswith("http://")
-    return ", set AWS_ALLOW_HTTP=true for that plain HTTP" if is_plain and not _allows_http() else ""
+def settings_of(address: str) -> str:
+    """Return the names of the variables, beside those of credentials, that tell how an address is reached."""
+    return _SETTINGS.get(_scheme(address), "its endpoint")
+
+
+def http_remedy(address: str) -> str:
+    """Return the rest of a sentence about a store that is reached by plain HTTP, which is refused by default."""
+    scheme = _scheme(address)
+    endpoints = [os.environ.get(name, "") for name in _ENDPOINTS.get(scheme, ())]
+    if scheme == "gs":
+        with suppress(OSError):
+            endpoints.append(Path(endpoints[-1]).read_text(encoding="utf-8"))
+    is_plain = any(re.match(r'(.*"gcs_base_url"\s*:\s*")?http://', each.lower(), re.DOTALL) for each in endpoints)
+    return f", set {_ALLOW_HTTP[scheme]}=true for that plain HTTP" if is_plain and not _allows_http(address) else ""
 
 
 def copy_all(work: Any, items: Iterable[Any]) -> list[Any]:

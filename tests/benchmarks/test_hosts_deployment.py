@@ -1,15 +1,20 @@
 """The benchmark of a deployment on several hosts: which node of Ray is killed when, and the sum of all kills."""
 
+import json
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
+from ae_pipeline.orchestration.tags import REQUEST_TAG, named_days
 from benchmarks.campaign_deployment import descendants
+from benchmarks.hosts_control import Control
 from benchmarks.hosts_deployment import all_kills
 from benchmarks.hosts_ray import RayCluster
-from benchmarks.hosts_stack import wait_until
+from benchmarks.hosts_stack import Stack, wait_until
 
 
 @pytest.mark.parametrize(("title", "works"), [("ray::_call", True), ("ray::IDLE", False)])
@@ -27,6 +32,19 @@ def test_a_node_works_while_a_worker_of_it_has_the_title_of_a_task(tmp_path: Pat
     while any(Path(f"/proc/{pid}/cmdline").exists() for pid in workers) and time.monotonic() < end:
         time.sleep(0.05)
     assert not [pid for pid in workers if title in _title(pid)]
+
+
+def test_a_launched_publication_is_no_attempt_of_the_sensor() -> None:
+    commands = list[tuple[str, ...]]()
+    control = Control.__new__(Control)
+    control._stack = cast("Stack", SimpleNamespace(dagster=lambda *command: commands.append(command)))
+    control.launch("publish", ["2013-01-01", "2013-03-01"])
+    control.launch("train")
+    tags = json.loads(commands[0][-1])
+    assert named_days(tags) == ["2013-01-01", "2013-03-01"]
+    assert REQUEST_TAG not in tags  # which doubles the delay of the next one
+    assert commands[0][:-2] == ("job", "launch", "--location", "ae_pipeline", "--job", "flights_publish")
+    assert commands[1][-1] == "flights_train"
 
 
 def _title(pid: int) -> str:

@@ -1,11 +1,13 @@
 """Projects with the dataset `orders` that integration tests share."""
 
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from ae_pipeline.orchestration.sensors import rebuild_requests
+from benchmarks.cloud_stores import STORES, StoreServer
 from benchmarks.stores import postgres_server
 from tests.support.missing import skip_unless_ci
 from tests.support.shop import DAYS, Shop, make_shop, prepared_shop, published_shop, reject_every_version
@@ -19,6 +21,24 @@ def postgres() -> Iterator[str]:
             yield url.render_as_string(hide_password=False)
     except FileNotFoundError as error:
         skip_unless_ci(str(error))
+
+
+@pytest.fixture(scope="session", params=list(STORES))
+def store_server(request: pytest.FixtureRequest) -> Iterator[StoreServer]:
+    """A running object store with the API of a provider."""
+    try:
+        with STORES[request.param]() as server:
+            yield server
+    except FileNotFoundError as error:
+        skip_unless_ci(str(error))
+
+
+@pytest.fixture
+def store(store_server: StoreServer, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Address of an empty bucket. The environment has the credentials for it."""
+    for name, value in store_server.variables.items():
+        monkeypatch.setenv(name, value)
+    return store_server.make(f"latents-{secrets.token_hex(4)}")
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
-"""The latent table in an object store: a local server with the S3 API."""
+"""The latent table and all data in an object store: local servers with the APIs of AWS, Azure and Google Cloud."""
 
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from subprocess import PIPE, STDOUT, Popen
@@ -29,28 +29,8 @@ from ae_pipeline.storage.hashing import hash_table
 from ae_pipeline.storage.locks import dataset_lock, locks
 from ae_pipeline.storage.object_store import ObjectStore
 from ae_pipeline.storage.paths import DatasetPaths
-from benchmarks.stores import s3_environment, s3_request, s3_server
 from tests.support.sensors import Fitted
 from tests.support.shop import ATTRIBUTES, DAYS, ROWS, Shop, make_shop, orders_csv
-
-BUCKET = "s3://latents"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[int]:
-    """Port of a running S3 server."""
-    with s3_server() as port:
-        yield port
-
-
-@pytest.fixture
-def store(server: int, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Address of an empty bucket. The environment has the credentials for it."""
-    for name, value in s3_environment(server).items():
-        monkeypatch.setenv(name, value)
-    assert s3_request(server, "POST", "/moto-api/reset") == 200
-    assert s3_request(server, "PUT", f"/{BUCKET.removeprefix('s3://')}") == 200
-    return BUCKET
 
 
 @pytest.fixture
@@ -64,7 +44,9 @@ def test_an_object_store_has_the_same_rows_as_a_folder(dataset: Fitted, remote: 
     for paths in (dataset.paths, remote.paths):
         publish(days, Dataset(dataset.bundle.config, paths), dataset.bundle, 1, {})
     assert current_files(remote.paths) == current_files(dataset.paths)
-    local, in_store = (read_latents("sensors", data=dataset.paths.root, tables=tables) for tables in (None, BUCKET))
+    local, in_store = (
+        read_latents("sensors", data=dataset.paths.root, tables=tables) for tables in (None, remote.paths.tables)
+    )
     assert in_store.arrow.equals(local.arrow)
     assert in_store.arrow.num_rows == 3 * 60
     assert in_store.latent_space == local.latent_space
@@ -72,9 +54,12 @@ def test_an_object_store_has_the_same_rows_as_a_folder(dataset: Fitted, remote: 
 
 def test_other_readers_can_open_the_table(remote: Fitted) -> None:
     publish(remote.days[-2:], Dataset(remote.bundle.config, remote.paths), remote.bundle, 1, {})
-    table = DeltaTable(f"{BUCKET}/sensors")
+    table = DeltaTable(remote.paths.latents)
     assert pa.table(table.to_pyarrow_dataset().to_table()).num_rows == 120
-    assert pl.scan_delta(f"{BUCKET}/sensors").select(pl.len()).collect().item() == 120
+    # Polars looks for the credentials of a user of Google Cloud by itself, which the server of the tests does not need.
+    provider = None if remote.paths.latents.startswith("gs:") else "auto"
+    rows = pl.scan_delta(remote.paths.latents, credential_provider=provider)  # type: ignore[arg-type]
+    assert rows.select(pl.len()).collect().item() == 120
     manifest = TableFiles(remote.paths.latents).read_text(MANIFEST)
     assert manifest is not None
     assert sorted(manifest.split()) == sorted(table.file_uris())
@@ -85,7 +70,7 @@ def test_a_new_model_is_one_commit_and_old_versions_stay(remote: Fitted, other_b
     second = publish(remote.days[-1:], Dataset(other_bundle.config, remote.paths), other_bundle, 2, {})
     assert second.table_version == first.table_version + 1
     for space, expected in (("current", 2), (1, 1)):
-        latents = read_latents("sensors", space=space, tables=BUCKET)
+        latents = read_latents("sensors", space=space, tables=str(remote.paths.tables))
         assert (latents.model_version, latents.arrow.num_rows) == (expected, 120)
     assert not stale_days(remote.days[-2:], remote.paths, other_bundle.fingerprint, 2)
 
@@ -97,16 +82,16 @@ def test_a_publication_that_lost_a_race_is_tried_again(remote: Fitted, other_bun
         publish(remote.days[-3:], Dataset(remote.bundle.config, remote.paths), remote.bundle, 1, {})
 
     publish(remote.days[-1:], Dataset(other_bundle.config, remote.paths), other_bundle, 2, {}, before_commit=meanwhile)
-    latents = read_latents("sensors", tables=BUCKET)
+    latents = read_latents("sensors", tables=str(remote.paths.tables))
     assert (latents.model_version, latents.arrow.num_rows) == (2, 180)
 
 
 def test_a_forgotten_table_leaves_the_others_in_the_bucket(remote: Fitted, tmp_path: Path) -> None:
     publish(remote.days[-2:], Dataset(remote.bundle.config, remote.paths), remote.bundle, 1, {})
-    other = TableFiles(f"{BUCKET}/sensors_2")
+    other = TableFiles(f"{remote.paths.tables}/sensors_2")
     other.write_text("_delta_log/00000000000000000000.json", "{}")
     table, *_ = stored_parts(remote.paths, Tracker(tmp_path))
-    assert (table.name, table.address) == ("latent table", f"{BUCKET}/sensors")
+    assert (table.name, table.address) == ("latent table", remote.paths.latents)
     assert table.size
     assert table.size > 10_000
     table.remove()
@@ -223,6 +208,7 @@ def ingested_files(shop: Shop) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("store_server", ["s3"], indirect=True)
 def test_two_hosts_build_ranges_at_the_same_time(
     serving_shop: Shop, store: str, postgres: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
