@@ -1,6 +1,7 @@
 """Runs that are active, and requests for runs that are repeated until their work is done."""
 
 import datetime as dt
+import itertools
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 _FIRST_DELAY, _MAX_DELAY = 60.0, 3600.0
 """Seconds before unfinished work is requested again: after the first attempt, and at most. Each attempt doubles it."""
+
+_NEW_AFTER = 2 * _MAX_DELAY
+"""Seconds between two runs from which the second one is a first attempt: the work was done, and is to be done again."""
 
 Answer = list[dg.RunRequest] | dg.SkipReason
 
@@ -78,14 +82,19 @@ def _delay_message(attempts: Sequence[dg.RunRecord], reason: str) -> str | None:
     """Return why work waits, or None if it may be requested now."""
     if not attempts:
         return None
-    last = attempts[0]
-    ended = last.end_time or last.update_timestamp.timestamp()
-    again = ended + min(_FIRST_DELAY * 2 ** (len(attempts) - 1), _MAX_DELAY)
+    pairs = itertools.pairwise(attempts)
+    gaps = (later.create_timestamp.timestamp() - _end(earlier) for later, earlier in pairs)
+    repeated = sum(1 for _ in itertools.takewhile(lambda gap: gap < _NEW_AFTER, gaps))
+    again = _end(attempts[0]) + min(_FIRST_DELAY * 2**repeated, _MAX_DELAY)
     if time.time() >= again:
         return None
-    run = last.dagster_run
+    run = attempts[0].dagster_run
     ending = f"run {run.run_id} ended ({run.status.value.lower()}) and did not finish it"
     return f"{reason}: {ending}; next attempt at {dt.datetime.fromtimestamp(again, dt.UTC):%H:%M:%S} UTC"
+
+
+def _end(attempt: dg.RunRecord) -> float:
+    return attempt.end_time or attempt.update_timestamp.timestamp()
 
 
 def active_run(dataset: Dataset, workspace: Workspace, instance: dg.DagsterInstance) -> str | None:
