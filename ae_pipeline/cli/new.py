@@ -139,6 +139,8 @@ def _existing(file: Path) -> Path:
             "is a folder; give one folder alone, or files" if file.is_dir() else "does not exist; correct the path"
         )
         raise StorageError(f"{file} {problem}")
+    if file.suffix.lower() in IMAGE_SUFFIXES:
+        raise StorageError(f"{file} is an image, and a proposal needs the folder of all images; give {file.parent}")
     if not _is_table(file):
         raise StorageError(
             f"{file} is no {' or '.join(TABLE_SUFFIXES)} file; give files with rows, or write the YAML by hand"
