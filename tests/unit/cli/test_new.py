@@ -219,6 +219,19 @@ def test_images_are_given_by_their_folder(tmp_path: Path) -> None:
         plan(tmp_path, [folder / "_DSC0002.JPG", folder / "IMG_0001.JPG"], "bottle")
 
 
+def test_photographs_of_a_phone_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    folder = land_images(tmp_path, [f"IMG_{index:04d}.JPG" for index in range(20)])
+    assert plan(tmp_path, [folder], "bottle").remarks == ()
+    for name in ("IMG_0100.HEIC", "IMG_0101.heic", ".trashed.heic"):
+        (folder / name).write_bytes(b"")
+    remark = "2 images such as IMG_0100.HEIC cannot be read; convert them to JPEG or PNG"
+    assert plan(tmp_path, [folder], "bottle").remarks == (remark,)
+    for path in folder.glob("*.JPG"):
+        path.unlink()
+    with pytest.raises(StorageError, match=f"holds no image that can be read: {remark}"):
+        plan(tmp_path, [folder], "bottle")
+
+
 def test_the_layout_of_mvtec_is_recognized(tmp_path: Path) -> None:
     names = [f"bottle/train/good/{index:03d}.png" for index in range(20)]
     names += [f"bottle/test/{kind}/{index:03d}.png" for kind in ("good", "broken_large") for index in range(3)]
