@@ -18,6 +18,7 @@ from ae_pipeline.config.columns import ColumnType, FeatureColumn, ImageShape
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.heat_maps import each_image, heat_map
 from benchmarks import defects
+from benchmarks.anomalib_methods import NAMES as ANOMALIB
 from benchmarks.anomalib_methods import anomalib_methods
 from benchmarks.frames import IMAGE, fit_frame
 from benchmarks.materials import Pixels, Scored, Sheet, Values
@@ -25,6 +26,10 @@ from benchmarks.materials import Pixels, Scored, Sheet, Values
 PATCH, STRIDE, COMPONENTS = 32, 16, 256
 MODEL: Mapping[str, Any] = {**defects.MODEL, "latent_dim": 256}
 TRAINING: Mapping[str, Any] = {"epochs": 15, "batch_size": 64, "learning_rate": 4e-3}
+
+
+METHODS = ("ae_pipeline", "PCA", "PyOD KNN", "PyOD IForest", *ANOMALIB)
+"""Names of all methods."""
 
 
 def methods(seed: int) -> dict[str, Callable[[Sheet], Scored]]:

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import anomalib_methods
 from benchmarks.image_methods import PATCH, STRIDE, cut, score_pca
-from benchmarks.images import Material
+from benchmarks.images import Material, measure_material
 from benchmarks.materials import BAD, DEFECTS, GOOD, SIZE, prepare
 
 
@@ -47,6 +47,16 @@ def test_tables_name_unusual_sets() -> None:
         "grass",
         "grass, 50 images of 512×512",
     ]
+
+
+@pytest.mark.slow
+def test_only_the_named_methods_are_measured() -> None:
+    measured = measure_material(Material("gravel.png", 2, SIZE, ("PCA",)), 0)
+    assert {(each.method, each.metric) for each in measured} == {
+        ("PCA", "image AUROC"),
+        ("PCA", "pixel AUROC"),
+        ("PCA", "AUPRO"),
+    }
 
 
 def test_models_of_anomalib_are_skipped_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
