@@ -208,8 +208,8 @@ class DayAssessment:
             expected = f"at least {self.limits.min_precision:.0%} of the flagged {what} should be known anomalies"
             if self.verdict == DayState.LOOK:
                 return f"{expected}: {counts}"
-            found = self.images.known_flagged if self.images else self.known
-            return f"the label confirms the flags: {counts}" if found else counts
+            confirmed = self.images.known_flagged if self.images else self.known
+            return f"the label confirms the flags: {counts}" if confirmed else counts
         if self.verdict == DayState.LOOK:
             return counts
         return f"nothing {'new' if self.flagged or self.covered else 'unusual'}: {counts}"

@@ -24,9 +24,9 @@ def count_images(scored: pl.DataFrame, judge: ImageJudge | None) -> dict[str, in
         return {}
     label = pl.col(LABEL).fill_null(value=False).any()  # one labeled patch makes the image a known anomaly
     images = judge(scored).join(scored.group_by(image_id(judge.identity)).agg(label), on=IMAGE_ID)
-    known, found = images.filter(LABEL), images.filter(pl.col(LABEL) & pl.col("is_anomaly"))
+    known, known_flagged = images.filter(LABEL), images.filter(pl.col(LABEL) & pl.col("is_anomaly"))
     flagged = images.filter("is_anomaly").height
-    counts = ImageCounts(flagged=flagged, known_anomalies=known.height, known_flagged=found.height)
+    counts = ImageCounts(flagged=flagged, known_anomalies=known.height, known_flagged=known_flagged.height)
     return {f"{_PREFIX}{name}": count for name, count in asdict(counts).items()}
 
 
