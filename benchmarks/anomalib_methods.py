@@ -22,7 +22,7 @@ from benchmarks.materials import Pixels, Scored, Sheet, Values
 
 NAMES = ("anomalib GANomaly", "anomalib DRAEM")
 GANOMALY_EPOCHS, DRAEM_EPOCHS = 5, 2
-"""Passes over the training images. Their papers train for hundreds of passes, which takes days on a CPU."""
+"""Passes over the training images: far fewer than in the papers, because a pass takes minutes on a CPU."""
 GANOMALY_BATCH, DRAEM_BATCH = 4, 4
 
 
