@@ -1,7 +1,7 @@
-"""Methods for images that are cut into patches: ours, principal components, and detectors of PyOD.
+"""Methods for images: ours, principal components, detectors of PyOD, and models of anomalib.
 
-All methods get the same patches. A baseline scores an image by its highest patch, and a pixel by the stitched error or
-score of the patches around it.
+All methods but those of anomalib get the same patches. A baseline scores an image by its highest patch, and a pixel by
+the stitched error or score of the patches around it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,27 +18,34 @@ from ae_pipeline.config.columns import ColumnType, FeatureColumn, ImageShape
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.heat_maps import each_image, heat_map
 from benchmarks import defects
+from benchmarks.anomalib_methods import NAMES as ANOMALIB
+from benchmarks.anomalib_methods import anomalib_methods
 from benchmarks.frames import IMAGE, fit_frame
-from benchmarks.materials import SIZE, Pixels, Scored, Sheet, Values
+from benchmarks.materials import Pixels, Scored, Sheet, Values
 
 PATCH, STRIDE, COMPONENTS = 32, 16, 256
 MODEL: Mapping[str, Any] = {**defects.MODEL, "latent_dim": 256}
 TRAINING: Mapping[str, Any] = {"epochs": 15, "batch_size": 64, "learning_rate": 4e-3}
 
 
+METHODS = ("ae_pipeline", "PCA", "PyOD KNN", "PyOD IForest", *ANOMALIB)
+"""Names of all methods."""
+
+
 def methods(seed: int) -> dict[str, Callable[[Sheet], Scored]]:
-    """Return all methods by their names."""
+    """Return all methods by their names, those of anomalib among them."""
     return {
         "ae_pipeline": partial(score_ours, seed=seed),
         "PCA": partial(score_pca, seed=seed),
         "PyOD KNN": partial(score_pyod, KNN()),
         "PyOD IForest": partial(score_pyod, IForest(random_state=seed)),
+        **anomalib_methods(seed),
     }
 
 
 def cut(images: Sequence[Pixels]) -> tuple[pl.DataFrame, Pixels]:
     """Return the patches of images as features, and as an array, (n, patch, patch)."""
-    starts = range(0, SIZE - PATCH + 1, STRIDE)
+    starts = _starts(len(images[0]))
     places = [(index, top, left) for index in range(len(images)) for top in starts for left in starts]
     patches = np.stack([images[index][top : top + PATCH, left : left + PATCH] for index, top, left in places])
     files = [f"{index:04d}" for index, _, _ in places]
@@ -74,7 +81,7 @@ def score_pca(sheet: Sheet, seed: int) -> Scored:
     fitted = PCA(COMPONENTS, random_state=seed).fit(flat)
     rows = flatten(cut(sheet.test)[1])
     errors = np.square(rows - fitted.inverse_transform(fitted.transform(rows)))
-    return _by_image(errors.mean(1), len(sheet.test)), _stitch(errors.reshape(-1, PATCH, PATCH), len(sheet.test))
+    return _by_image(errors.mean(1), len(sheet.test)), _stitch(errors.reshape(-1, PATCH, PATCH), sheet)
 
 
 def score_pyod(detector: Any, sheet: Sheet) -> Scored:
@@ -83,7 +90,7 @@ def score_pyod(detector: Any, sheet: Sheet) -> Scored:
     scores = np.asarray(detector.decision_function(flatten(cut(sheet.test)[1])), dtype=np.float64)
     scores -= scores.min() - 1e-3  # heat is positive
     patches = np.broadcast_to(scores[:, np.newaxis, np.newaxis], (len(scores), PATCH, PATCH))
-    return _by_image(scores, len(sheet.test)), _stitch(patches, len(sheet.test))
+    return _by_image(scores, len(sheet.test)), _stitch(patches, sheet)
 
 
 def flatten(patches: Pixels) -> Values:
@@ -97,11 +104,16 @@ def _by_image(scores: Values, images: int) -> Values:
     return highest
 
 
-def _stitch(patches: Values, images: int) -> list[Values]:
-    starts = range(0, SIZE - PATCH + 1, STRIDE)
+def _starts(size: int) -> range:
+    return range(0, size - PATCH + 1, STRIDE)
+
+
+def _stitch(patches: Values, sheet: Sheet) -> list[Values]:
+    size = len(sheet.test[0])
+    starts = _starts(size)
     maps = []
-    for of_image in patches.reshape(images, len(starts) ** 2, PATCH, PATCH):
-        total, count = np.zeros((SIZE, SIZE)), np.zeros((SIZE, SIZE))
+    for of_image in patches.reshape(len(sheet.test), len(starts) ** 2, PATCH, PATCH):
+        total, count = np.zeros((size, size)), np.zeros((size, size))
         for index, patch in enumerate(of_image):
             top, left = (STRIDE * step for step in divmod(index, len(starts)))
             total[top : top + PATCH, left : left + PATCH] += patch

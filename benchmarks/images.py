@@ -1,4 +1,6 @@
-"""Defects in images: planted into patches of brick, and on photographs of five materials, beside PCA and PyOD.
+"""Defects in images: planted into patches of brick, and on photographs of five materials, beside other methods.
+
+They are PCA, PyOD and, where it is installed, anomalib.
 
 Planted defects are those of `benchmarks.defects`. They measure the scores of patches, and the heat of pixels inside the
 box of a defect.
@@ -13,6 +15,7 @@ import argparse
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from functools import cache, partial
 from itertools import product
 from multiprocessing import get_context
@@ -25,10 +28,11 @@ from sklearn.metrics import roc_auc_score
 
 from ae_pipeline.detector.bundle import ModelBundle
 from benchmarks import defects, image_evidence, textures
+from benchmarks.anomalib_methods import NAMES, missing_reason
 from benchmarks.explanations import boxes
 from benchmarks.frames import fit_images, image_frame
-from benchmarks.image_methods import flatten, methods
-from benchmarks.materials import MATERIALS, Pixels, Values, measure, prepare
+from benchmarks.image_methods import METHODS, flatten, methods
+from benchmarks.materials import MATERIALS, SIZE, TRAINING_IMAGES, Pixels, Values, measure, prepare, task_name
 from benchmarks.measures import Measure, to_rows, to_tables
 from benchmarks.report import write_report
 
@@ -78,42 +82,62 @@ def _pixel_auroc(setting: defects.Setting, kind: str, measured: Callable[[Pixels
     return float(np.mean([roc_auc_score(box.ravel(), pixels.ravel()) for box, pixels in pairs if box.any()]))
 
 
-def measure_material(material: str, seed: int) -> Iterator[Measure]:
-    """Score a material with every method."""
-    sheet = prepare(material, seed)
-    for method, score in methods(seed).items():
-        started = time.perf_counter()
-        yield from measure(sheet, score(sheet), material, method, seed)
-        print(f"{material}, {method}: {time.perf_counter() - started:.0f} s", flush=True)
+@dataclass(frozen=True)
+class Material:
+    """A material with the number and the side of its training images, and the names of the methods to measure."""
+
+    photograph: str
+    images: int
+    size: int
+    methods: tuple[str, ...] = METHODS
+
+    def __str__(self) -> str:
+        return task_name(self.photograph, self.images, self.size)
 
 
-def measure_step(step: tuple[str, int]) -> list[Measure]:
-    """Measure a part, or a material by its file name, with one seed, and print the table."""
+def measure_material(material: Material, seed: int) -> Iterator[Measure]:
+    """Score a material with its methods."""
+    sheet = prepare(material.photograph, seed, material.images, material.size)
+    chosen = {name: score for name, score in methods(seed).items() if name in material.methods}
+    for method, score in chosen.items():
+        started = time.process_time()
+        yield from measure(sheet, score(sheet), str(material), method, seed)
+        print(f"{material}, {method}: {time.process_time() - started:.0f} s of CPU time", flush=True)
+
+
+def measure_step(step: tuple[str | Material, int]) -> list[Measure]:
+    """Measure a part, or a material, with one seed, and print the table."""
     name, seed = step
     torch.set_num_threads(1)  # two threads are slower for networks of this size
     measuring = {"planted": measure_planted, "evidence": image_evidence.measure}
     started = time.perf_counter()
-    measures = list((measuring.get(name) or partial(measure_material, name))(seed))
+    measures = list(measure_material(name, seed) if isinstance(name, Material) else measuring[name](seed))
     print(f"{name}, seed {seed}: {time.perf_counter() - started:.0f} s\n\n{to_tables(measures)}\n", flush=True)
     return measures
 
 
-def run(parts: Sequence[str], materials: Sequence[str], seeds: int, jobs: int, out: Path) -> None:
+def run(parts: Sequence[str], materials: Sequence[Material], seeds: int, jobs: int, out: Path) -> None:
     """Measure some parts seed by seed. Print tables, and write the JSON after each part or material.
 
     Args:
         parts: Names of `PARTS`.
-        materials: File names of the materials.
+        materials: Materials, each with a number and a side of images.
         seeds: Number of seeds.
         jobs: Number of processes.
         out: JSON file to write.
     """
     names = [name for part in parts for name in (materials if part == "materials" else [part])]
+    peers = ["pyod", "scikit-learn", "scikit-image"]
+    if "materials" in parts and any(set(NAMES) & set(material.methods) for material in materials):
+        if reason := missing_reason():
+            print(f"skipped {' and '.join(NAMES)}: {reason}", flush=True)
+        else:
+            peers.append("anomalib")
     measures: list[Measure] = []
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         for of_step in pool.map(measure_step, product(names, range(seeds))):
             measures += of_step
-            write_report(out, "images", to_rows(measures), ("pyod", "scikit-learn", "scikit-image"))
+            write_report(out, "images", to_rows(measures), peers)
     print(to_tables(measures))
 
 
@@ -122,11 +146,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.images", description=__doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--materials", nargs="+", choices=MATERIALS, default=MATERIALS)
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, default=METHODS, help="methods to measure on materials"
+    )
+    parser.add_argument(
+        "--images",
+        nargs="+",
+        type=int,
+        default=[TRAINING_IMAGES],
+        help="numbers of training images of a material (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--sides",
+        nargs="+",
+        type=int,
+        choices=[SIZE * factor for factor in (1, 2, 4)],
+        default=[SIZE],
+        help="sides of the images of a material, in pixels (default: %(default)s)",
+    )
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=1, help="number of processes (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args()
-    run(arguments.parts, arguments.materials, arguments.seeds, arguments.jobs, arguments.out)
+    sets = product(arguments.images, arguments.sides, arguments.materials)
+    chosen = tuple(arguments.methods)
+    materials = [Material(photograph, images, size, chosen) for images, size, photograph in sets]
+    run(arguments.parts, materials, arguments.seeds, arguments.jobs, arguments.out)
 
 
 if __name__ == "__main__":

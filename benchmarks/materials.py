@@ -25,7 +25,7 @@ Scored = tuple[Values, list[Values] | None]
 MATERIALS = ("brick.png", "grass.png", "gravel.png", "ihc.png", "hubble_deep_field.jpg")
 DEFECTS = ("foreign material", "scratch", "blur", "stain", "dead block")
 ENLARGED, SIZE = 1.5, 256
-"""Factor by which photographs are enlarged, and side of an image."""
+"""Factor by which photographs are enlarged for images of the usual side, and that side."""
 TRAINING_ROWS, TRAINING_IMAGES, GOOD, BAD = 320, 24, 16, 5
 """Rows of a photograph for training; training images, normal test images, and test images of each kind of defect.
 
@@ -51,31 +51,34 @@ def photograph(name: str) -> Pixels:
     return gray[top : top + 512, left : left + 512]
 
 
-def enlarge(region: Pixels) -> Pixels:
-    """Return a region with more pixels, so that images fit into few rows."""
-    width, height = (round(side * ENLARGED) for side in reversed(region.shape))
+def enlarge(region: Pixels, size: int = SIZE) -> Pixels:
+    """Return a region with more pixels, so that images of a side fit into few rows."""
+    width, height = (round(side * ENLARGED * size / SIZE) for side in reversed(region.shape))
     return np.asarray(Image.fromarray(region).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def crop(region: Pixels, rng: np.random.Generator) -> Pixels:
+def crop(region: Pixels, rng: np.random.Generator, size: int = SIZE) -> Pixels:
     """Return a random square of a region."""
-    top, left = (int(rng.integers(side - SIZE + 1)) for side in region.shape)
-    return region[top : top + SIZE, left : left + SIZE].copy()
+    top, left = (int(rng.integers(side - size + 1)) for side in region.shape)
+    return region[top : top + size, left : left + size].copy()
 
 
 def plant(image: Pixels, kind: str, foreign: Pixels, rng: np.random.Generator) -> tuple[Pixels, npt.NDArray[np.bool_]]:
-    """Return an image with a defect of 16 to 32 pixels, and its mask."""
-    side = int(rng.integers(16, 33))
-    top, left = rng.integers(0, SIZE - side, 2)
+    """Return an image with a defect of 1/16 to 1/8 of its side, and its mask."""
+    size = len(image)
+    scale = size // SIZE
+    side = int(rng.integers(16 * scale, 32 * scale + 1))
+    top, left = rng.integers(0, size - side, 2)
     mask = np.zeros(image.shape, np.bool_)
     if kind == "scratch":
         steps = np.arange(2 * side) / 2
         slope = rng.uniform(-1, 1)
-        rows = np.clip(np.rint(top + slope * steps), 0, SIZE - 2).astype(int)
-        columns = np.clip(np.rint(left + steps), 0, SIZE - 1).astype(int)
-        mask[rows, columns] = mask[rows + 1, columns] = True
+        rows = np.clip(np.rint(top + slope * steps), 0, size - 2 * scale).astype(int)
+        columns = np.clip(np.rint(left + steps), 0, size - 1).astype(int)
+        for thickness in range(2 * scale):
+            mask[rows + thickness, columns] = True
     else:
-        y, x = np.ogrid[:SIZE, :SIZE]
+        y, x = np.ogrid[:size, :size]
         middle_y, middle_x, radius = top + side / 2, left + side / 2, side / 2
         mask = (y - middle_y) ** 2 + (x - middle_x) ** 2 <= radius**2
     values, std = image.astype(np.float64), max(float(image.std()), 5.0)
@@ -83,7 +86,7 @@ def plant(image: Pixels, kind: str, foreign: Pixels, rng: np.random.Generator) -
         other = foreign.astype(np.float64)
         changed = (other - other.mean()) / max(other.std(), 1e-9) * std + values.mean()
     elif kind == "blur":
-        window = np.lib.stride_tricks.sliding_window_view(np.pad(values, 3, mode="edge"), (7, 7))
+        window = np.lib.stride_tricks.sliding_window_view(np.pad(values, 3 * scale, mode="edge"), (6 * scale + 1,) * 2)
         changed = window.mean((2, 3))
     else:
         shift = {"scratch": rng.choice([-2.5, 2.5]) * std, "stain": -1.0 * std, "dead block": 0.0}[kind]
@@ -92,28 +95,45 @@ def plant(image: Pixels, kind: str, foreign: Pixels, rng: np.random.Generator) -
     return np.clip(np.rint(result), 0, 255).astype(np.uint8), mask
 
 
-def prepare(material: str, seed: int) -> Sheet:
-    """Return the images of a material."""
+def prepare(material: str, seed: int, images: int = TRAINING_IMAGES, size: int = SIZE) -> Sheet:
+    """Return the images of a material.
+
+    Args:
+        material: File name of the photograph.
+        seed: Seed of the places and the defects. It gives the same test images for any number of training images.
+        images: Number of training images.
+        size: Side of all images, a multiple of `SIZE`. The photograph and the defects grow with it.
+    """
     rng = np.random.default_rng([seed, MATERIALS.index(material)])
     picture = photograph(material)
-    other = enlarge(photograph(MATERIALS[(MATERIALS.index(material) + 1) % len(MATERIALS)]))
-    upper, lower = enlarge(picture[:TRAINING_ROWS]), enlarge(picture[TRAINING_ROWS:])
+    other = enlarge(photograph(MATERIALS[(MATERIALS.index(material) + 1) % len(MATERIALS)]), size)
+    upper, lower = enlarge(picture[:TRAINING_ROWS], size), enlarge(picture[TRAINING_ROWS:], size)
     test, masks, kinds = [], [], []
     for kind in ("good",) * GOOD + tuple(kind for kind in DEFECTS for _ in range(BAD)):
-        image = crop(lower, rng)
+        image = crop(lower, rng, size)
         mask = np.zeros(image.shape, np.bool_)
         if kind != "good":
-            image, mask = plant(image, kind, crop(other, rng), rng)
+            image, mask = plant(image, kind, crop(other, rng, size), rng)
         test.append(image)
         masks.append(mask)
         kinds.append(kind)
-    return Sheet([crop(upper, rng) for _ in range(TRAINING_IMAGES)], test, masks, kinds)
+    return Sheet([crop(upper, rng, size) for _ in range(images)], test, masks, kinds)
 
 
-def measure(sheet: Sheet, scored: Scored, material: str, method: str, seed: int) -> Iterator[Measure]:
+def task_name(material: str, images: int, size: int) -> str:
+    """Return the name of a material in tables, with its number and side of images unless they are usual.
+
+    >>> task_name("brick.png", TRAINING_IMAGES, SIZE), task_name("brick.png", 50, 256)
+    ('brick', 'brick, 50 images of 256×256')
+    """
+    name = material.partition(".")[0]
+    return name if (images, size) == (TRAINING_IMAGES, SIZE) else f"{name}, {images} images of {size}×{size}"
+
+
+def measure(sheet: Sheet, scored: Scored, task: str, method: str, seed: int) -> Iterator[Measure]:
     """Yield AUROC of images, over all defects and by kind, and pixel AUROC and AUPRO of heat maps."""
     scores, maps = scored
-    kinds, task = np.array(sheet.kinds), material.partition(".")[0]
+    kinds = np.array(sheet.kinds)
     yield Measure(task, method, "image AUROC", float(roc_auc_score(kinds != "good", scores)), seed)
     for kind in DEFECTS:
         chosen = (kinds == "good") | (kinds == kind)

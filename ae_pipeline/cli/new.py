@@ -19,7 +19,7 @@ from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.features.sizes import MIN_ROWS
 from ae_pipeline.ingestion.image_files import IMAGE_SUFFIXES
 from ae_pipeline.ingestion.proposal.columns import Choice
-from ae_pipeline.ingestion.proposal.images import images_in, propose_images
+from ae_pipeline.ingestion.proposal.images import describe_unread, images_in, propose_images
 from ae_pipeline.ingestion.proposal.propose import Proposal, propose
 from ae_pipeline.ingestion.readers.files import TABLE_SUFFIXES, can_read, read_file
 from ae_pipeline.ingestion.rows import ORIGIN_COLUMNS, UnreadableFileError
@@ -111,7 +111,7 @@ def plan_dataset(name: str, files: Sequence[Path], target: Path, landing: Path) 
         source = folder if folder != landing.resolve() else None
         text = propose_images(name, folder, images, source, MIN_ROWS)
         _check(text)
-        return Plan(text=text, target=target, copies={}, remarks=())
+        return Plan(text=text, target=target, copies={}, remarks=tuple(filter(None, [describe_unread(folder)])))
     paths = _files_in(folder) if folder else [_existing(file) for file in files]
     copies = {} if folder else _copies(paths, landing)
     rows, remarks = _read(paths, folder)
@@ -139,6 +139,8 @@ def _existing(file: Path) -> Path:
             "is a folder; give one folder alone, or files" if file.is_dir() else "does not exist; correct the path"
         )
         raise StorageError(f"{file} {problem}")
+    if file.suffix.lower() in IMAGE_SUFFIXES:
+        raise StorageError(f"{file} is an image, and a proposal needs the folder of all images; give {file.parent}")
     if not _is_table(file):
         raise StorageError(
             f"{file} is no {' or '.join(TABLE_SUFFIXES)} file; give files with rows, or write the YAML by hand"
@@ -159,7 +161,12 @@ def _files_in(folder: Path) -> list[Path]:
     paths = [path for path in sorted(folder.rglob("*")) if _is_table(path) and path.is_file()]
     if visible := [path for path in paths if not path.name.startswith((".", "_"))]:
         return visible
-    raise StorageError(f"{folder} holds no {' or '.join(TABLE_SUFFIXES)} file; give another folder, or files")
+    if unread := describe_unread(folder):
+        raise StorageError(f"{folder} holds no image that can be read: {unread}")
+    raise StorageError(
+        f"{folder} holds no {' or '.join(TABLE_SUFFIXES)} file, and no PNG, JPEG, WebP, BMP or TIFF image; "
+        "give another folder, or files"
+    )
 
 
 def _copies(files: Sequence[Path], landing: Path) -> dict[Path, Path]:

@@ -1,5 +1,6 @@
 """The summary that `ae-pipeline run` prints."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,10 @@ def summarize(dataset: Dataset, tracker: Tracker, definitions: dg.Definitions, i
     if alerts := alerts_of(paths):
         lines.append(_line("alerts", f"{len(alerts):,}, the last one at {alerts[-1].at}: {alerts[-1].message}"))
     lines.append(_line("checks", "all passed" if not failed else "FAILED: " + "; ".join(failed)))
-    lines += _report_lines(paths, column_names(dataset))
+    lines += report_lines(paths, column_names(dataset))
+    if dataset.config.images is not None:
+        command = f"`ae-pipeline page {dataset.name} --maps png`"
+        lines += ["", f"The report shows the heat maps of images; {command} writes them as files."]
     lines += [
         "",
         "Next: `ae-pipeline ui` serves the asset graph, the MLflow runs and the report; read the table with",
@@ -114,28 +118,55 @@ def _duplicate_lines(dataset: Dataset) -> list[str]:
     return [_line(label, f"{rows:,} {meaning}")] if rows else []
 
 
-def _report_lines(paths: DatasetPaths, names: ColumnNames) -> list[str]:
+def report_lines(paths: DatasetPaths, names: ColumnNames) -> list[str]:
+    """Return what the newest report says: counts, the verdict, labels, and the highest-scoring rows or images."""
     if (summary := read_summary(paths)) is None:
         return []
     flagged = f"{summary['flagged']:,} of {summary['rows']:,} rows, budget {summary['budget']:.2%}"
     lines = [_line("flagged", flagged)]
+    if images := _judged_images(summary):
+        of_images = f"{images['flagged']:,} of {images['images']:,} images, budget {images['budget']:.2%}"
+        lines.insert(0, _line("flagged images", f"{of_images} of the normal ones"))
     if assessment := summary.get("verdict"):
         filling = summary.get("filling")
         is_complete = filling is not None and not assessment.get("is_filling")
-        label = "complete day" if is_complete else "newest day"
+        is_daily = assessment["day"] != "all rows"
+        label = "verdict" if not is_daily else "complete day" if is_complete else "newest day"
         lines.append(_line(label, _verdict(assessment)))
         if filling:
             lines.append(_line("still filling", filling["words"]))
-    if labels := summary.get("labels"):
+    if images and images["all_images"]:  # a label marks all patches of an image, and a defect covers few of them
+        lines.append(_line("known anomalies", _label_text(images, "images")))
+    elif labels := summary.get("labels"):
         lines.append(_line("known anomalies", _label_text(labels)))
     if left_out := summary["columns_left_out"]:
         lines.append(_line("left out", f"{', '.join(left_out)} (not seen by the model; summary.json says why)"))
+    if images:
+        return [*lines, "", *_top_images(images, summary["strangest"], names)]
     lines += ["", f"The {_ROWS} highest-scoring rows:"]
     for index, row in enumerate(summary["strangest"][:_ROWS], 1):
         lines.append(f"{index:>3}. {row['row_id']}  (score {row['score']:,.1f}, {one_in(row['p_value'])})")
         is_marked = row["is_anomaly"] or bool(row["is_discovery"])
         lines.append(f"     {reason_of(reworded(row, names), is_marked=is_marked)}")
     return lines
+
+
+def _judged_images(summary: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the verdicts on images; None unless rows are patches."""
+    images: dict[str, Any] | None = summary.get("images")
+    return images if images and images["images"] else None
+
+
+def _top_images(images: dict[str, Any], patches: list[dict[str, Any]], names: ColumnNames) -> Iterator[str]:
+    """Yield the images with the highest scores, with the reason of their most anomalous patch where it is known."""
+    top = images["top_images"][:_ROWS]
+    yield f"The {len(top)} highest-scoring images:"
+    reasons = {patch["row_id"]: patch for patch in patches}
+    for index, image in enumerate(top, 1):
+        state = "flagged" if image["is_anomaly"] else "not flagged"
+        yield f"{index:>3}. {image['image_id']}  (score {image['score']:,.1f}, {one_in(image['p_value'])}, {state})"
+        if patch := reasons.get(image["strangest"]):
+            yield f"     {reason_of(reworded(patch, names), is_marked=patch['is_anomaly'])}"
 
 
 def verdict_line(dataset: Dataset) -> str:
@@ -154,11 +185,11 @@ def _verdict(assessment: dict[str, Any]) -> str:
     return f"{assessment['day']}: {f'{state}{duration}: ' if state else ''}{assessment['words']}"
 
 
-def _label_text(labels: dict[str, Any]) -> str:
-    whole, held_out = labels["all_rows"], labels["held_out"]
+def _label_text(labels: dict[str, Any], unit: str = "rows") -> str:
+    whole, held_out = labels[f"all_{unit}"], labels["held_out"]
     text = (
         f"{whole['anomalies_flagged']:,} of {whole['anomalies']:,} flagged, "
-        f"{whole['normal_flagged']:,} of {whole['rows'] - whole['anomalies']:,} normal rows"
+        f"{whole['normal_flagged']:,} of {whole['rows'] - whole['anomalies']:,} normal {unit}"
     )
     if whole["auroc"] is not None:
         text += f"; AUROC {whole['auroc']:.4f}, average precision {whole['average_precision']:.4f}"

@@ -141,12 +141,13 @@ def alert_wrong_days(
         for reason in each.reasons:
             if reason.kind != ReasonKind.OVER_BUDGET and day not in recent:
                 continue
-            message, key = f"{day}: {reason.message}", f"{reason.kind.value} {day} {each.rows}"
+            message, key = f"{each.day}: {reason.message}", f"{reason.kind.value} {day} {each.rows}"
             figures = {"rows": float(each.rows), "size": float(reason.size)}
             if reason.kind == ReasonKind.OVER_BUDGET:
                 rows = each.rows - each.known_anomalies
                 times = each.new / rows / each.budget
-                message = f"{each.new:,} of {rows:,} rows of {day} are flagged, {times:.1f} times the budget"
+                of_day = f" of {day}" if dataset.config.is_daily else ""
+                message = f"{each.new:,} of {rows:,} rows{of_day} are flagged, {times:.1f} times the budget"
                 key = f"budget {day} {each.rows}"
                 figures = {"rows": float(rows), "flagged": float(each.new), "budget": each.budget}
             event = AlertEvent(reason.kind.value)

@@ -113,7 +113,8 @@ def read_landed_files(dataset: Dataset, alert_key: str, run_id: str, *, accepts_
         logger.warning(f"{name} is refused: {reason}")
     accepted = pluralize(len(read) - len(refused), "file")
     more = f"; {pluralize(len(refused), 'file')} refused" if refused else ""
-    logger.info(f"{accepted} read, with rows on {pluralize(len(days), 'day')}{more}")
+    on_days = f", with rows on {pluralize(len(days), 'day')}" if dataset.config.is_daily else ""
+    logger.info(f"{accepted} read{on_days}{more}")
     return result
 
 

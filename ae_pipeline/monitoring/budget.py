@@ -8,6 +8,21 @@ __all__ = ["TOLERATED_FACTOR", "ReportDay", "is_over_budget"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImageCounts:
+    """Counts of the images of one reported day whose patches are rows.
+
+    Attributes:
+        flagged: Flagged images.
+        known_anomalies: Images that the label marks as anomalies.
+        known_flagged: Flagged images among these.
+    """
+
+    flagged: int
+    known_anomalies: int
+    known_flagged: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportDay:
     """Counts of one reported day.
 
@@ -19,6 +34,7 @@ class ReportDay:
         known_flagged: Flagged known anomalies.
         discovery_count: Rows marked at the false discovery rate; 0 without one.
         content_hash: Content hash of the ranked rows.
+        images: Counts of images where rows are their patches; None otherwise. A label is held against these.
     """
 
     day: str
@@ -28,3 +44,4 @@ class ReportDay:
     known_flagged: int
     discovery_count: int
     content_hash: str
+    images: ImageCounts | None = None

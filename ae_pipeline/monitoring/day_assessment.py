@@ -65,11 +65,13 @@ def assess_day(
     if usual and not filling and entry.rows < MIN_COMPLETENESS * usual:
         message = f"{entry.rows:,} rows came, where the same weekday usually has {usual:,}"
         reasons.append(Reason(kind=ReasonKind.MISSING_ROWS, message=message, size=usual - entry.rows))
-    missed = entry.known_anomalies - entry.known_flagged
-    if entry.known_anomalies >= MIN_LABELED and entry.known_flagged < limits.min_recall * entry.known_anomalies:
+    counts = entry.images or entry  # a defect covers few of the patches of its image
+    missed = counts.known_anomalies - counts.known_flagged
+    if counts.known_anomalies >= MIN_LABELED and counts.known_flagged < limits.min_recall * counts.known_anomalies:
+        noun = "anomalous images" if entry.images else "anomalies"
         message = (
-            f"{missed:,} of {entry.known_anomalies:,} known anomalies are not flagged (recall "
-            f"{entry.known_flagged / entry.known_anomalies:.0%}, at least {limits.min_recall:.0%} is expected)"
+            f"{missed:,} of {counts.known_anomalies:,} known {noun} are not flagged (recall "
+            f"{counts.known_flagged / counts.known_anomalies:.0%}, at least {limits.min_recall:.0%} is expected)"
         )
         reasons.append(Reason(kind=ReasonKind.LOW_RECALL, message=message, size=missed))
     assessment = DayAssessment(
@@ -85,6 +87,7 @@ def assess_day(
         is_compared=drift is None or drift.is_judged,
         filling=filling,
         limits=limits,
+        images=entry.images,
     )
     return assessment.reviewed(review, entry.day)
 

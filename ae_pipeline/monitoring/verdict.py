@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
 from typing import Any
 
-from ae_pipeline.monitoring.budget import is_over_budget
+from ae_pipeline.monitoring.budget import ImageCounts, is_over_budget
 from ae_pipeline.monitoring.deviations import Deviation
 from ae_pipeline.monitoring.feedback import GROWTH, HIDDEN, Mark, Review
 
@@ -102,6 +102,7 @@ class DayAssessment:
         limits: Limits of recall and precision.
         since: First of the days in a row, up to this one, that have its verdict; empty if unknown, and for rows
             without event time.
+        images: Counts of images where rows are their patches; None otherwise. A label is held against these.
     """
 
     day: str
@@ -120,6 +121,7 @@ class DayAssessment:
     mark: Mark | None = None
     limits: LabelLimits = DEFAULT_LIMITS
     since: str = ""
+    images: ImageCounts | None = None
 
     @property
     def expected(self) -> float:
@@ -179,11 +181,13 @@ class DayAssessment:
     @property
     def is_judged_by_label(self) -> bool:
         """Whether recall and precision decide on the verdict."""
-        return self.known_anomalies >= MIN_LABELED
+        return (self.images or self).known_anomalies >= MIN_LABELED
 
     @property
     def precision(self) -> float:
-        """Share of known anomalies among the flagged rows that no mark hides; 1 without such a row."""
+        """Share of known anomalies among the flagged rows that no mark hides, or the flagged images; 1 without one."""
+        if self.images:
+            return self.images.known_flagged / self.images.flagged if self.images.flagged else 1.0
         flagged = self.known + self.new
         return self.known / flagged if flagged else 1.0
 
@@ -200,10 +204,12 @@ class DayAssessment:
         compared = "" if self.is_compared else "; too few rows to compare the day with the training window"
         counts = f"{self._counts}{compared}"
         if self.is_judged_by_label:
-            expected = f"at least {self.limits.min_precision:.0%} of the flagged rows should be known anomalies"
+            what = "images" if self.images else "rows"
+            expected = f"at least {self.limits.min_precision:.0%} of the flagged {what} should be known anomalies"
             if self.verdict == DayState.LOOK:
                 return f"{expected}: {counts}"
-            return f"the label confirms the flags: {counts}" if self.known else counts
+            confirmed = self.images.known_flagged if self.images else self.known
+            return f"the label confirms the flags: {counts}" if confirmed else counts
         if self.verdict == DayState.LOOK:
             return counts
         return f"nothing {'new' if self.flagged or self.covered else 'unusual'}: {counts}"
@@ -248,13 +254,16 @@ class DayAssessment:
         """The flagged rows as text, with those that are marked, and recall and precision of a label."""
         normal, allows = self.rows - self.known_anomalies, f"the alert budget allows {_count(self.expected)}"
         text = f"{self.new:,} of {normal:,} rows are flagged, and {allows}"
-        if self.known_anomalies:
-            noun = "anomaly is" if self.known_anomalies == 1 else "anomalies are"
-            precision = f", precision {self.precision:.0%}" if self.known + self.new else ""
+        known, anomalies, flagged = self.known, self.known_anomalies, self.known + self.new
+        noun = "anomaly is" if anomalies == 1 else "anomalies are"
+        if self.images:
+            known, anomalies, flagged = self.images.known_flagged, self.images.known_anomalies, self.images.flagged
+            noun = "anomalous image is" if anomalies == 1 else "anomalous images are"
+        if anomalies:
+            precision = f", precision {self.precision:.0%}" if flagged else ""
             text = (
-                f"{self.known:,} of {self.known_anomalies:,} known {noun} flagged (recall "
-                f"{self.known / self.known_anomalies:.0%}{precision}), and {self.new:,} of {normal:,} other rows, "
-                f"where {allows}"
+                f"{known:,} of {anomalies:,} known {noun} flagged (recall {known / anomalies:.0%}{precision}), and "
+                f"{self.new:,} of {normal:,} other rows, where {allows}"
             )
         if marked := self.flagged - self.known - self.new:
             text += f"; {marked:,} more {'is' if marked == 1 else 'are'} known or false alarms"
@@ -297,12 +306,14 @@ class DayAssessment:
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "DayAssessment":
         """Return the assessment that `record` or `brief_record` stored, without a mark."""
-        values = {each.name: record[each.name] for each in fields(cls)}
+        values = {each.name: record[each.name] for each in fields(cls) if each.name in record}  # the last one is new
+        images = record.get("images")
         tuples = ("columns", "splits", "row_ids")
         return cls(
             **{
                 **values,
                 "mark": None,
+                "images": ImageCounts(**images) if images else None,
                 "limits": LabelLimits(**record["limits"]),
                 "base_reasons": tuple(Reason.from_record(reason) for reason in record["base_reasons"]),
                 "deviations": tuple(

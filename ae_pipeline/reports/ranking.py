@@ -22,6 +22,7 @@ from ae_pipeline.latents.read import PublishedDay, published_day
 from ae_pipeline.monitoring.budget import ReportDay
 from ae_pipeline.reports.boxes import BOXES, hot_boxes
 from ae_pipeline.reports.files import record_report_file
+from ae_pipeline.reports.image_counts import count_images, image_counts_of
 from ae_pipeline.reports.reasons import reason_of
 from ae_pipeline.scoring.calibration import benjamini_hochberg
 from ae_pipeline.storage.dataset import Dataset
@@ -29,7 +30,7 @@ from ae_pipeline.storage.hashing import hash_json
 from ae_pipeline.storage.parquet import detach, read_facts, whole, write_parquet
 from ae_pipeline.storage.paths import DatasetPaths
 
-REPORT_VERSION = "8"
+REPORT_VERSION = "9"
 """Increased whenever the same scores would give another report."""
 
 _MIN_RANKED = 10
@@ -167,6 +168,7 @@ def reported_day(day: str, paths: DatasetPaths) -> ReportDay | None:
         known_flagged=int(facts.get("known_flagged", 0)),
         discovery_count=int(facts.get("discoveries", 0)),
         content_hash=facts["content_hash"],
+        images=image_counts_of(facts),
     )
 
 
@@ -176,10 +178,7 @@ def reported_days(days: Iterable[str], paths: DatasetPaths) -> dict[str, ReportD
 
 
 def report_days(
-    days: Sequence[str],
-    files: Mapping[str, PublishedDay],
-    dataset: Dataset,
-    bundle: ModelBundle,
+    days: Sequence[str], files: Mapping[str, PublishedDay], dataset: Dataset, bundle: ModelBundle
 ) -> list[ReportDay]:
     """Rank the rows of each changed day, explain the marked ones, and write a file for each day.
 
@@ -200,7 +199,7 @@ def report_days(
     for done, day in enumerate(days):
         progress.update(done, len(days), "days ranked")
         if not is_reported(day, files.get(day), dataset):
-            drafts.append(_rank(day, files.get(day), dataset))
+            drafts.append(_rank(day, files.get(day), dataset, bundle))
         # Explaining one row costs nearly as much as explaining a thousand, so days are explained together.
         if sum(draft.size for draft in drafts) > _BATCH_BYTES:
             _explain(drafts, paths, bundle)
@@ -297,7 +296,7 @@ class _Draft:
         return int(self.top.estimated_size() + self.features.estimated_size())
 
 
-def _rank(day: str, published: PublishedDay | None, dataset: Dataset) -> _Draft:
+def _rank(day: str, published: PublishedDay | None, dataset: Dataset, bundle: ModelBundle) -> _Draft:
     config, paths = dataset.config, dataset.paths
     if published is None:
         if int(read_facts(paths.features(day)).get("rows", 0)):
@@ -321,7 +320,7 @@ def _rank(day: str, published: PublishedDay | None, dataset: Dataset) -> _Draft:
     features = features_of(top["row_id"].head(config.alerts.report_rows), day, paths)
     counts = {"scored": scored.height, "flagged": flagged.sum(), "known_anomalies": known.sum()}
     counts |= {"known_flagged": (known & flagged).sum(), "discoveries": marked}
-    facts = {name: str(int(value)) for name, value in counts.items()}
+    facts = {name: str(int(value)) for name, value in (counts | count_images(scored, bundle.judge_images)).items()}
     return _Draft(day, {"input_hash": ranking_hash(published, config), **facts}, detach(top), detach(features))
 
 

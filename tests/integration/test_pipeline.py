@@ -342,6 +342,14 @@ def test_a_dataset_without_event_time_has_no_partitions(shop_without_event_time:
     assert rows["event_time"].null_count() == rows.height
 
 
+def test_the_log_of_files_without_event_time_names_no_days(
+    shop_without_event_time: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    shop_without_event_time.land(DAYS[0])
+    assert shop_without_event_time.run("intake").success
+    assert caplog.messages[-1].endswith(" - 1 file read")
+
+
 FRAUDS = 4
 """Known frauds on each day, in addition to the `ROWS` normal orders."""
 

@@ -167,6 +167,18 @@ def _sizes(paths: Sequence[Path]) -> tuple[Counter[tuple[int, int]], Counter[str
     return sides, modes
 
 
+OTHER_SUFFIXES = (".heic", ".heif", ".avif", ".gif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".jp2", ".jxl")
+"""Suffixes of images that phones and cameras write, and that are not read."""
+
+
+def describe_unread(folder: Path) -> str:
+    """Return how many images below a folder have a format that is not read, and the remedy; empty if none has."""
+    if not (unread := images_in(folder, OTHER_SUFFIXES)):
+        return ""
+    name = unread[0].relative_to(folder)
+    return f"{pluralize(len(unread), 'image')} such as {name} cannot be read; convert them to JPEG or PNG"
+
+
 def images_in(folder: Path, suffixes: Sequence[str]) -> list[Path]:
     """Return the visible image files below a folder, by their suffix.
 

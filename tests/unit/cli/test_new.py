@@ -1,5 +1,6 @@
 """`ae-pipeline new`: what it prints, writes and refuses."""
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,7 @@ def test_other_file_of_the_same_name_is_not_replaced(tmp_path: Path, files: list
         (["missing.csv"], "missing.csv does not exist; correct the path"),
         (["source", "source"], "source is a folder; give one folder alone, or files"),
         (["empty"], r"holds no .* file"),
-        (["photo.png"], r"photo.png is no .* file; give files with rows"),
+        (["photo.png"], r"photo.png is an image, and a proposal needs the folder"),
         (["source/a.csv", "copy/a.csv"], "two files have the name 'a.csv'"),
         (["broken.csv"], "none of 1 file has a readable row; broken.csv would be refused: the file is empty"),
     ],
@@ -209,6 +210,26 @@ def land_images(root: Path, names: list[str], size: tuple[int, int] = (700, 900)
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new(mode, (size[1], size[0])).save(path)
     return root / "photos"
+
+
+def test_images_are_given_by_their_folder(tmp_path: Path) -> None:
+    folder = land_images(tmp_path, ["IMG_0001.JPG", "_DSC0002.JPG"])
+    message = f"_DSC0002.JPG is an image, and a proposal needs the folder of all images; give {folder}"
+    with pytest.raises(StorageError, match=re.escape(message)):
+        plan(tmp_path, [folder / "_DSC0002.JPG", folder / "IMG_0001.JPG"], "bottle")
+
+
+def test_photographs_of_a_phone_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    folder = land_images(tmp_path, [f"IMG_{index:04d}.JPG" for index in range(20)])
+    assert plan(tmp_path, [folder], "bottle").remarks == ()
+    for name in ("IMG_0100.HEIC", "IMG_0101.heic", ".trashed.heic"):
+        (folder / name).write_bytes(b"")
+    remark = "2 images such as IMG_0100.HEIC cannot be read; convert them to JPEG or PNG"
+    assert plan(tmp_path, [folder], "bottle").remarks == (remark,)
+    for path in folder.glob("*.JPG"):
+        path.unlink()
+    with pytest.raises(StorageError, match=f"holds no image that can be read: {remark}"):
+        plan(tmp_path, [folder], "bottle")
 
 
 def test_the_layout_of_mvtec_is_recognized(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from ae_pipeline.monitoring.budget import ReportDay
+from ae_pipeline.monitoring.budget import ImageCounts, ReportDay
 from ae_pipeline.monitoring.daily_drift import DayDrift
 from ae_pipeline.monitoring.day_assessment import assess_day
 from ae_pipeline.monitoring.deviations import Deviation
@@ -60,6 +60,34 @@ class TestAssessment:
             "36 of 40 known anomalies are not flagged (recall 10%, at least 50% is expected)"
         )
         assert not assess_day(replace(missed, known_anomalies=9), {}, None, (), 0.001).is_wrong  # too few to tell
+
+    @pytest.mark.parametrize(
+        ("known", "found", "flagged", "headline"),
+        [
+            (
+                *(12, 11, 12),
+                "calm: the label confirms the flags: 11 of 12 known anomalous images are flagged (recall 92%, "
+                "precision 92%), and 1 of 996 other rows, where the alert budget allows 1.0",
+            ),
+            (
+                *(12, 6, 13),
+                "worth a look: at least 50% of the flagged images should be known anomalies: 6 of 12 known anomalous "
+                "images are flagged (recall 50%, precision 46%), and 1 of 996",
+            ),
+            (12, 5, 5, "wrong: 7 of 12 known anomalous images are not flagged (recall 42%, at least 50% is expected)"),
+            (9, 0, 0, "worth a look: 0 of 9 known anomalous images are flagged (recall 0%), and 1 of 996"),
+        ],
+    )
+    def test_a_label_is_held_against_images_where_rows_are_patches(
+        self, known: int, found: int, flagged: int, headline: str
+    ) -> None:
+        patches = replace(entry(2000, 3, known=2), known_anomalies=1004)  # a defect covers few patches of its image
+        images = ImageCounts(flagged=flagged, known_anomalies=known, known_flagged=found)
+        assessment = assess_day(replace(patches, images=images), {}, None, (), 0.001)
+        assert assessment.headline.startswith(headline)
+        assert DayAssessment.from_record(json.loads(json.dumps(assessment.record()))) == assessment
+        earlier = {name: value for name, value in assessment.record().items() if name != "images"}
+        assert DayAssessment.from_record(earlier) == replace(assessment, images=None)
 
     @pytest.mark.parametrize(
         ("recalled", "false_alarms", "verdict", "message"),

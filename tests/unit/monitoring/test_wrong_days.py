@@ -11,6 +11,8 @@ from ae_pipeline.monitoring.budget import ReportDay
 from ae_pipeline.monitoring.day_assessment import assess_day
 from ae_pipeline.monitoring.deviations import Deviation
 from ae_pipeline.monitoring.feedback import Mark, MarkKind, MarkState, Review
+from ae_pipeline.storage.dataset import Dataset
+from ae_pipeline.storage.paths import ALL_ROWS
 from tests.support.reports import as_dataset
 from tests.support.sensors import Fitted
 
@@ -31,6 +33,17 @@ def test_each_reason_raises_one_alert(dataset: Fitted) -> None:
         ("over_budget", f"30 of 60 rows of {DAY} are flagged, 50.0 times the budget"),
         ("null_flood", f"{DAY}: 80% of rows (48) lack load"),
         ("missing_rows", f"{DAY}: 60 rows came, where the same weekday usually has 100"),
+    ]
+
+
+def test_alerts_about_rows_without_days_name_no_day(dataset: Fitted) -> None:
+    undated = Dataset(dataset.config.model_copy(update={"event_time": None}), dataset.paths)
+    missed = replace(ENTRY, day=ALL_ROWS, rows=100, known_anomalies=40)
+    wrong = replace(assess_day(missed, {}, None, (), 0.01), day="all rows")
+    alert_wrong_days({ALL_ROWS: wrong}, dataset.bundle, undated, "run")
+    assert [alert.message for alert in alerts_of(dataset.paths)] == [
+        "30 of 60 rows are flagged, 50.0 times the budget",
+        "all rows: 40 of 40 known anomalies are not flagged (recall 0%, at least 50% is expected)",
     ]
 
 

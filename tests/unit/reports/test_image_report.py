@@ -15,8 +15,10 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
+from ae_pipeline.cli.summary import report_lines
 from ae_pipeline.common.errors import PublicationError
 from ae_pipeline.config.columns import ImageShape
+from ae_pipeline.config.display import PLAIN
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.detector.detector import Detector
 from ae_pipeline.detector.heat_maps import each_image, heat_map
@@ -27,6 +29,7 @@ from ae_pipeline.features.sizes import choose_budget
 from ae_pipeline.features.split import GATE, PARTS, cut_window
 from ae_pipeline.latents.images import IMAGES, has_images, publish_images, read_images
 from ae_pipeline.latents.read import published_days, read_latents
+from ae_pipeline.monitoring.budget import ImageCounts
 from ae_pipeline.reports import image_report
 from ae_pipeline.reports.build import Report
 from ae_pipeline.reports.explore import row_page
@@ -180,6 +183,38 @@ def test_the_page_shows_the_images_first(report: Report) -> None:
     assert text.index(f"of {TRAIN + TEST} images are flagged") < text.index("Most anomalous rows")
     assert "the mean of the 2 highest scores of its patches" in text.replace("\n", " ")
     assert text.count("test/square/") >= BAD
+
+
+def test_the_verdict_holds_the_label_against_images(gallery: Fitted, report: Report) -> None:
+    images = read_images("shop", data=gallery.paths.root)
+    (day,) = report.days
+    assert day.known_anomalies == BAD * 3 * 5  # of patches, and a square covers few of them
+    assert day.images == ImageCounts(
+        flagged=int(images["is_anomaly"].sum()),
+        known_anomalies=BAD,
+        known_flagged=int(images.filter(pl.col("image_id").str.contains("/square/"))["is_anomaly"].sum()),
+    )
+    assessment = report.newest_assessment
+    assert assessment is not None
+    assert assessment.images == day.images
+    assert f"{BAD} of {BAD} known anomalous images are flagged" in assessment.message
+
+
+def test_the_command_line_lists_images_and_not_patches(gallery: Fitted, report: Report) -> None:
+    images = json.loads(report.summary.read_text(encoding="utf-8"))["images"]
+    text = "\n".join(report_lines(gallery.paths, PLAIN))
+    assert f"flagged images   {images['flagged']} of {TRAIN + TEST} images, budget 20.00% of the normal ones" in text
+    assert "\nverdict          all rows: " in text
+    whole = images["all_images"]
+    assert (
+        f"known anomalies  {BAD} of {BAD} flagged, {whole['normal_flagged']} of {TRAIN + TEST - BAD} normal images"
+        in text
+    )
+    assert "The 10 highest-scoring images:" in text
+    listed = [line.split()[1] for line in text.splitlines() if line.strip()[:1].isdigit()]
+    assert (
+        listed == read_images("shop", data=gallery.paths.root).sort("score", descending=True)["image_id"].to_list()[:10]
+    )
 
 
 @pytest.mark.usefixtures("report")

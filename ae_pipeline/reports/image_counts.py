@@ -1,0 +1,38 @@
+"""Counts of labeled images whose patches are rows: a label says of an image that it has a defect, not of each patch."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+
+import polars as pl
+
+from ae_pipeline.detector.image_verdicts import IMAGE_ID, ImageJudge, image_id
+from ae_pipeline.features.split import LABEL
+from ae_pipeline.monitoring.budget import ImageCounts
+
+_PREFIX = "images_"
+"""Prefix of the counts in the footer of a ranked day, where the counts of rows have the same names."""
+
+
+def count_images(scored: pl.DataFrame, judge: ImageJudge | None) -> dict[str, int]:
+    """Return the counts of the images of a day, as facts of its ranked rows.
+
+    Args:
+        scored: Patches with `row_id`, `score` and label.
+        judge: Verdicts on images; None unless rows are patches.
+    """
+    if judge is None:
+        return {}
+    label = pl.col(LABEL).fill_null(value=False).any()  # one labeled patch makes the image a known anomaly
+    images = judge(scored).join(scored.group_by(image_id(judge.identity)).agg(label), on=IMAGE_ID)
+    known, known_flagged = images.filter(LABEL), images.filter(pl.col(LABEL) & pl.col("is_anomaly"))
+    flagged = images.filter("is_anomaly").height
+    counts = ImageCounts(flagged=flagged, known_anomalies=known.height, known_flagged=known_flagged.height)
+    return {f"{_PREFIX}{name}": count for name, count in asdict(counts).items()}
+
+
+def image_counts_of(facts: Mapping[str, str]) -> ImageCounts | None:
+    """Return the counts of images among the facts of a ranked day; None if rows are no patches."""
+    names = [each.name for each in fields(ImageCounts)]
+    if any(f"{_PREFIX}{name}" not in facts for name in names):
+        return None
+    return ImageCounts(**{name: int(facts[f"{_PREFIX}{name}"]) for name in names})
