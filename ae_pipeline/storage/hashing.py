@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 _HASHED_ROWS, _HASHED_BYTES = 1 << 20, 1 << 24
 """Rows of a row group of the file whose bytes are hashed, and bytes of images in it. Other numbers change hashes."""
 
+_ENCODER = json.JSONEncoder(sort_keys=True, default=str, separators=(",", ":"))
+
 
 class _HashingFile:
     """A file that keeps only the digest of what is written, so that no copy of a table is in memory."""
@@ -139,5 +141,4 @@ def hash_json(value: object) -> str:
     >>> hash_json({"a": 1, "b": 2}) == hash_json({"b": 2, "a": 1})
     True
     """
-    text = json.dumps(value, sort_keys=True, default=str, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return hashlib.sha256(_ENCODER.encode(value).encode()).hexdigest()[:32]
