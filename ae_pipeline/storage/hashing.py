@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -142,3 +142,20 @@ def hash_json(value: object) -> str:
     True
     """
     return hashlib.sha256(_ENCODER.encode(value).encode()).hexdigest()[:32]
+
+
+def hash_json_items(items: Iterable[tuple[str, object]]) -> str:
+    """Return the hash of a JSON object as `hash_json` does, without its text in memory.
+
+    Args:
+        items: Keys and values of the object, sorted by key.
+
+    >>> hash_json_items([("a", 1), ("b", [2])]) == hash_json({"b": [2], "a": 1})
+    True
+    """
+    digest, separator = hashlib.sha256(b"{"), ""
+    for key, value in items:
+        digest.update(f"{separator}{_ENCODER.encode(key)}:{_ENCODER.encode(value)}".encode())
+        separator = ","
+    digest.update(b"}")
+    return digest.hexdigest()[:32]
