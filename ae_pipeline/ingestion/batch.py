@@ -96,7 +96,7 @@ class StagingBatch:
         """
         stat, rules = path.stat(), self._rules.of(name)
         try:
-            data = read_bounded(path, self._config.source.limits)
+            data = read_bounded(path, self._config.source.limits, stat.st_size)
         except UnreadableFileError as error:
             return refused_entry(new_entry(stat, "", None, rules), previous, str(error)), None
         entry = new_entry(stat, hashlib.sha256(data).hexdigest(), previous, rules)
@@ -220,8 +220,9 @@ class StagingBatch:
         entries: dict[str, LandedFile] = {}
         writes: list[Copy] = []
         copies: dict[str, list[str]] = {}
+        all_days = valid.rows["_day"]
         for name, rejected in valid.rejected.items():
-            entry, quarantine = self._examine_rows(name, valid.rows.slice(*valid.spans[name]), rejected)
+            entry, quarantine = self._examine_rows(name, all_days.slice(*valid.spans[name]), rejected)
             entries[name] = entry
             writes += quarantine
             if entry.refused is None:
@@ -240,8 +241,14 @@ class StagingBatch:
         shapes = {IMAGE_FACT + column: str(shape) for column, shape in self._contract.images.items()}
         return {**shapes, **entries_fact(entries)}
 
-    def _examine_rows(self, name: str, rows: pl.DataFrame, rejected: pl.DataFrame) -> tuple[LandedFile, list[Copy]]:
-        """Return the ledger entry of a validated file, and the quarantine file of its rejected rows."""
+    def _examine_rows(self, name: str, days: pl.Series, rejected: pl.DataFrame) -> tuple[LandedFile, list[Copy]]:
+        """Return the ledger entry of a validated file, and the quarantine file of its rejected rows.
+
+        Args:
+            name: Path of the file below the landing folder.
+            days: Day of each valid row.
+            rejected: Rejected rows.
+        """
         _, entry, previous = self._pending[name]
         writes: list[Copy] = []
         if rejected.height and rejected["rule"].str.ends_with(AFTER_LAST_DAY).any():
@@ -251,9 +258,9 @@ class StagingBatch:
             writes.append(Copy(self._paths.quarantined(copy), rejected))
             by_rule = Counter(rejected["rule"].to_list())
             entry = replace(entry, quarantined=dict(sorted(by_rule.items())), rejected_copy=copy)
-        if rows.is_empty() and rejected.height:
+        if not len(days) and rejected.height:
             return refused_entry(entry, previous, no_valid_row(rejected.height, rejected["reason"][0])), writes
-        entry = replace(entry, staged=copy, rows=rows.height, days=count_days(rows["_day"]))
+        entry = replace(entry, staged=copy, rows=len(days), days=count_days(days))
         if previous and previous.sha256 == entry.sha256:
             entry = entry.without_days(previous.withdrawn)
         return entry, writes
@@ -261,7 +268,7 @@ class StagingBatch:
 
 def _combined(
     files: Sequence[FileRows | ImageRow], column: str | None
-) -> tuple[FileRows, Callable[[pl.Series], pa.Array]]:
+) -> tuple[FileRows, Callable[[pl.Series], pa.ChunkedArray | pa.Array]]:
     """Return the rows of files with the same columns.
 
     Args:

@@ -87,6 +87,8 @@ def no_valid_row(count: int, first: str) -> str:
 
 def count_days(days: pl.Series) -> dict[str, int]:
     """Return the number of rows of each day."""
+    if len(days) == 1:  # an image
+        return {days.item(): 1}
     few = len(days) <= _FEW_ROWS
     counts = (
         Counter(days.to_list()) if few else zip(days.unique(maintain_order=True), days.unique_counts(), strict=True)

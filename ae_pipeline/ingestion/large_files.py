@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 from ae_pipeline.common.errors import SchemaError
@@ -19,7 +20,7 @@ from ae_pipeline.ingestion.entries import (
     refused_entry,
     unchanged_entry,
 )
-from ae_pipeline.ingestion.fingerprints import rule_fingerprints
+from ae_pipeline.ingestion.fingerprints import RuleFingerprints, rule_fingerprints
 from ae_pipeline.ingestion.ledger import LandedFile
 from ae_pipeline.ingestion.packs import entry_fact
 from ae_pipeline.ingestion.readers.failures import library_errors_as
@@ -43,8 +44,11 @@ class LargeFileStaging:
 
     def __init__(self, contract: SchemaContract, dataset: Dataset, today: dt.date) -> None:
         self._contract, self._config, self._paths, self._today = contract, dataset.config, dataset.paths, today
-        self._rules = rule_fingerprints(contract, dataset, today)
-        self._options = ReadOptions.under(contract, dataset.config)
+        self._dataset, self._options = dataset, ReadOptions.under(contract, dataset.config)
+
+    @cached_property
+    def _rules(self) -> RuleFingerprints:
+        return rule_fingerprints(self._contract, self._dataset, self._today)
 
     def takes(self, name: str, path: Path) -> bool:
         """Return whether a file is so large that it is staged here; see `is_in_parts`."""

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ae_pipeline.common.errors import StorageError
-from ae_pipeline.storage.files import write_text
-from ae_pipeline.storage.hashing import hash_json
+from ae_pipeline.storage.files import atomic_write
+from ae_pipeline.storage.hashing import hash_json_items
 from ae_pipeline.storage.paths import MEMBER
-from ae_pipeline.storage.snapshot import LEDGER_DIGEST, ledger_text
+from ae_pipeline.storage.snapshot import LEDGER_DIGEST, ledger_lines
 
 _PACKED = "packed"
 """JSON key of an entry whose staged copy is a pack. Earlier versions refuse it, and so delete no pack as unused."""
@@ -113,7 +113,7 @@ class Ledger:
         try:
             entries = json.loads(path.read_text(encoding="utf-8"))
             digest = entries.pop(LEDGER_DIGEST, None)
-            if digest is not None and digest != hash_json(entries):
+            if digest is not None and digest != hash_json_items((name, entries[name]) for name in sorted(entries)):
                 raise ValueError("its entries are not those that were written: their digest is another one")
             return cls({name: LandedFile.from_json(entry) for name, entry in entries.items()})
         except (ValueError, TypeError, AttributeError) as error:
@@ -121,8 +121,8 @@ class Ledger:
 
     def save(self, path: Path) -> None:
         """Write the ledger atomically."""
-        entries: dict[str, object] = {name: entry.as_json() for name, entry in self.files.items()}
-        write_text(path, ledger_text(entries))
+        with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+            file.writelines(ledger_lines(self.files, LandedFile.as_json))
 
     @property
     def days(self) -> list[str]:

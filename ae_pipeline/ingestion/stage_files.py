@@ -47,7 +47,8 @@ def stage_files(
         today: Current day in the time zone of the dataset.
         already_read: Rows of files that were read for the first schema contract. They are taken out.
     """
-    here = [file for file in files if selected_engine() is Engine.THREADS or file.name in already_read]
+    is_here = selected_engine() is Engine.THREADS
+    here = [file for file in files if is_here or file.name in already_read]
     yield from _stage(here, contract, dataset, today, already_read)
     known = {file.name for file in here}
     chunks, done = list(_chunks([file for file in files if file.name not in known])), len(here)

@@ -1,12 +1,14 @@
 """A snapshot: the files of a dataset by path, with the hash of their content, and the merge of two of them."""
 
 import json
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 from ae_pipeline.common.errors import ConflictError, StorageError
-from ae_pipeline.storage.hashing import hash_json
+from ae_pipeline.storage.hashing import hash_json_items
 from ae_pipeline.storage.marks_table import marks_parquet
+
+T = TypeVar("T")
 
 LEDGER_DIGEST = "sha256"
 """Key of the ledger beside its entries: their digest. No landed file has this name, because it has no suffix."""
@@ -159,21 +161,21 @@ def _merge_ledgers(base: bytes, theirs: bytes, ours: bytes) -> bytes:
             their[name] = our[name]
         else:
             del their[name]
-    return ledger_text(their).encode()
+    return "".join(ledger_lines(their, lambda entry: entry)).encode()
 
 
-def ledger_text(entries: Mapping[str, object]) -> str:
-    """Return the text of a ledger: one line for each entry, and their digest.
+def ledger_lines(entries: Mapping[str, T], as_json: Callable[[T], object]) -> Iterator[str]:
+    """Yield the lines of a ledger: one for each entry, and their digest.
 
     Args:
         entries: Entries by the path of the landed file.
+        as_json: Function that returns the JSON value of an entry.
     """
-    lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in entries.items())
-    return (
-        "{\n"
-        + "".join(f"{line},\n" for line in lines)
-        + f"{json.dumps(LEDGER_DIGEST)}: {json.dumps(hash_json(entries))}\n}}"
-    )
+    yield "{\n"
+    for key, entry in entries.items():
+        yield f"{json.dumps(key)}: {json.dumps(as_json(entry))},\n"
+    digest = hash_json_items((key, as_json(entries[key])) for key in sorted(entries))
+    yield f"{json.dumps(LEDGER_DIGEST)}: {json.dumps(digest)}\n}}"
 
 
 def _without_times(entry: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -94,15 +94,22 @@ def check_sparse(limits: LimitsConfig, columns: int, rows: int, size: int) -> No
         check_table(limits, size=columns * rows * _CELL_BYTES)
 
 
-def read_bounded(path: Path, limits: LimitsConfig) -> bytes:
+def read_bounded(path: Path, limits: LimitsConfig, size: int | None = None) -> bytes:
     """Return the content of a landed file.
+
+    Args:
+        path: Path of the file.
+        limits: Limits of the dataset.
+        size: Size of the file in bytes, if it is known.
 
     Raises:
         UnreadableFileError: The file is too large to be read.
     """
-    if (size := path.stat().st_size) > limits.file_bytes:
+    size = path.stat().st_size if size is None else size
+    if size > limits.file_bytes:
         raise exceeded("bytes", size, limits.file_bytes, "file_bytes")
-    return path.read_bytes()
+    with path.open("rb", buffering=0) as file:  # a buffer takes as long as the content of a small file
+        return file.readall()
 
 
 class ByteCounter:

@@ -105,7 +105,7 @@ def is_metadata(name: str, images: ImagesConfig | None) -> bool:
     >>> is_metadata("line/metadata.csv", ImagesConfig()), is_metadata("line/rows.csv", ImagesConfig())
     (True, False)
     """
-    return bool(images and images.metadata and PurePosixPath(name).name == images.metadata)
+    return bool(images and images.metadata and name.rpartition("/")[2] == images.metadata)
 
 
 def load_image_metadata(folder: Path, config: PipelineConfig) -> ImageMetadata:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
 
 import numpy as np
 import polars as pl
@@ -15,6 +16,9 @@ from ae_pipeline.ingestion.readers.failures import library_errors_as
 from ae_pipeline.ingestion.readers.files import ReadOptions, completed
 from ae_pipeline.ingestion.readers.pictures import is_image, undecoded_image, values_of_path
 from ae_pipeline.ingestion.rows import IMAGE_STRUCT, FileRows
+
+_CHUNK_BYTES = 32 << 10
+"""Size from which an array is a chunk of its own, because a copy into new memory takes longer than a chunk."""
 
 
 @dataclass(frozen=True)
@@ -124,10 +128,21 @@ def frame_of(rows: Sequence[ImageRow], data: pl.Series | None = None) -> pl.Data
     return pl.DataFrame(columns)
 
 
-def binary_of(arrays: Sequence[Pixels]) -> pa.LargeBinaryArray:
-    """Return the bytes of arrays as an Arrow array, copied once."""
+def binary_of(arrays: Sequence[Pixels]) -> pa.ChunkedArray:
+    """Return the bytes of arrays as an Arrow array. Those of large arrays are not copied, but have a chunk each."""
+    chunks = [
+        chunk
+        for is_large, group in groupby(arrays, lambda array: array.nbytes >= _CHUNK_BYTES)
+        for chunk in (map(_binary, ([array] for array in group)) if is_large else [_binary(list(group))])
+    ]
+    return pa.chunked_array(chunks, pa.large_binary())
+
+
+def _binary(arrays: Sequence[Pixels]) -> pa.LargeBinaryArray:
+    """Return the bytes of arrays as one chunk: those of a single array as they are, and a copy of several."""
     offsets = np.cumsum([0, *(array.nbytes for array in arrays)], dtype=np.int64)
-    content = b"".join(np.ascontiguousarray(array).data.cast("B") for array in arrays if array.size)
+    parts = [np.ascontiguousarray(array).data.cast("B") for array in arrays if array.size]
+    content = parts[0] if len(parts) == 1 else b"".join(parts)
     return pa.LargeBinaryArray.from_buffers(
         pa.large_binary(), len(arrays), [None, pa.py_buffer(offsets), pa.py_buffer(content)]
     )

@@ -54,10 +54,10 @@ def test_files_on_the_disk_stay_read_after_an_error(
             raise StorageError("no space left")
         write_rows(path, table, *values, **options)
 
-    def gone(path: Path, limits: Any) -> bytes:
+    def gone(path: Path, limits: Any, size: int | None = None) -> bytes:
         if path.name == "5.csv":
             raise StorageError("no space left")
-        return read_bounded(path, limits)
+        return read_bounded(path, limits, size)
 
     monkeypatch.setattr(batch, "_BATCH_FILES", 2)
     with monkeypatch.context() as patch:

@@ -12,7 +12,7 @@ from ae_pipeline.ingestion.images import Pixels
 from ae_pipeline.ingestion.readers import image_rows, pictures
 from ae_pipeline.ingestion.readers.files import ReadOptions, read_file
 from ae_pipeline.ingestion.readers.image_metadata import ImageMetadata
-from ae_pipeline.ingestion.readers.image_rows import ImageRow, frame_of, read_image_row
+from ae_pipeline.ingestion.readers.image_rows import ImageRow, binary_of, frame_of, read_image_row
 from ae_pipeline.ingestion.rows import FileRows
 from tests.unit.ingestion.test_images import GRAY, encoded
 
@@ -118,3 +118,16 @@ def test_an_image_keeps_no_larger_one_in_memory(settings: dict[str, Any]) -> Non
         while isinstance(root.base, np.ndarray):
             root = root.base
         assert root.nbytes == row.pixels.nbytes
+
+
+def test_large_arrays_are_chunks_of_their_own_without_a_copy() -> None:
+    rng = np.random.default_rng(0)
+    sides = (4, 8, 300, 200, 2, 0, 1)
+    arrays = [rng.integers(0, 256, (side, side, 1)).astype(np.uint8) for side in sides]
+    arrays.append(arrays[2][::-1])
+    result = binary_of(arrays)
+    assert [len(chunk) for chunk in result.chunks] == [2, 1, 1, 3, 1]
+    assert result.to_pylist() == [array.tobytes() for array in arrays]
+    addresses = [chunk.buffers()[2].address for chunk in result.chunks]
+    assert addresses[1:3] == [array.ctypes.data for array in arrays[2:4]]
+    assert binary_of([]).to_pylist() == []
