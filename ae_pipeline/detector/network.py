@@ -31,7 +31,7 @@ _PROGRESS_SECONDS = 10.0
 _MAX_BATCH_ROWS = 1024
 """Upper limit on the rows of a batch that is explained or rendered."""
 
-_MAX_CPU_ROWS = 4096
+_MAX_CPU_ROWS = 8192
 """Upper limit on the rows of a batch on the CPU: the activations of a table stay in the cache."""
 
 

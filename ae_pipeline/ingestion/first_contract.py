@@ -35,9 +35,6 @@ _SAMPLED_FILES, _SAMPLED_CELLS = 64, 2**21
 _KEPT_CELLS, _KEPT_IMAGE_BYTES = 2**23, 32 << 20
 """Maximum rows × columns of the files, and size of the images, that are kept until they are validated."""
 
-_SPILLED_IMAGE_BYTES = 1 << 30
-"""Maximum size of further images that are kept on the disk, because it takes longer to decode them again."""
-
 logger = logging.getLogger(__name__)
 
 
@@ -79,10 +76,10 @@ def infer_and_save_contract(dataset: Dataset, landed: Mapping[str, Path]) -> dic
     metadata = load_image_metadata(landing_folder(dataset), config)
     chosen = list(landed)[:: max(1, len(landed) // _SAMPLED_FILES)]
     options = replace(ReadOptions.of(config), metadata=metadata)
-    samples, problem = _samples(chosen, landed, dataset, options, len(chosen))
+    samples, problem = _samples(chosen, landed, config, options, len(chosen))
     if not samples:
         others = [name for name in landed if name not in set(chosen)]
-        samples, problem = _samples(others, landed, dataset, options, 1, problem)
+        samples, problem = _samples(others, landed, config, options, 1, problem)
     if not samples:
         raise SchemaError(
             f"none of the {len(landed)} landed files of {config.dataset!r} has a readable row{problem}, so that no "
@@ -109,14 +106,14 @@ def infer_and_save_contract(dataset: Dataset, landed: Mapping[str, Path]) -> dic
 def _samples(
     names: Sequence[str],
     landed: Mapping[str, Path],
-    dataset: Dataset,
+    config: PipelineConfig,
     options: ReadOptions,
     count: int,
     problem: str = "",
 ) -> tuple[list[_Sample], str]:
     """Return samples of up to `count` files with rows, and the first problem."""
     samples: list[_Sample] = []
-    config, kept_bytes = dataset.config, 0
+    kept_bytes = 0
 
     def read(file: NewFile) -> tuple[_Sample | None, str]:
         try:
@@ -132,12 +129,7 @@ def _samples(
         problem = problem or reason
         if sample:
             kept_bytes += _image_bytes(sample)
-            if kept_bytes > _KEPT_IMAGE_BYTES and sample.file:
-                is_spilled = kept_bytes <= _KEPT_IMAGE_BYTES + _SPILLED_IMAGE_BYTES
-                spilled = sample.file.spilled(dataset.paths.scratch) if is_spilled else None
-                samples.append(replace(sample, file=spilled))
-            else:
-                samples.append(sample)
+            samples.append(sample if kept_bytes <= _KEPT_IMAGE_BYTES else replace(sample, file=None))
         if len(samples) == count:
             break
     return samples, problem

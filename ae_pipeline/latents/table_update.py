@@ -3,7 +3,7 @@
 import datetime as dt
 import logging
 import platform
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -200,14 +200,7 @@ class TableUpdate:
 
     def _write_by_workers(self, files: Mapping[str, Mapping[str, str]], bundle_folder: Path) -> None:
         """Score and write files by the workers of the engine."""
-        tasks = [
-            FileTask(
-                path,
-                dict(keys),
-                {day: self.published[day] for day, key in keys.items() if self._is_published(day, key)},
-            )
-            for path, keys in files.items()
-        ]
+        tasks = [self._task(path, keys) for path, keys in files.items()]
         work = partial(
             write_scored_file,
             bundle_folder=bundle_folder,
@@ -233,25 +226,14 @@ class TableUpdate:
                 progress.update(done + complete, len(self._rows), "days scored")
             yield rows
 
-    def _score_files(self, files: Mapping[str, Mapping[str, str]]) -> Iterator[tuple[str, int, pa.Table]]:
+    def _score_files(self, files: Mapping[str, Mapping[str, str]]) -> Generator[tuple[str, int, pa.Table]]:
         """Yield the rows of files in parts, each with the path of its file and the index of its day in that file."""
-        # The next features are read while the current ones are scored, also those of the next file.
-        with closing(prefetch(self._read_files(files))) as parts:
-            for path, index, day, part in parts:
-                is_scored = isinstance(part, pa.Table)
-                yield path, index, part if is_scored else score_batch(self.bundle, self.model_version, part, day)
+        tasks = [self._task(path, keys) for path, keys in files.items()]
+        return _score_tasks(tasks, self.bundle, self.model_version, self._paths, self.files)
 
-    def _read_files(
-        self, files: Mapping[str, Mapping[str, str]]
-    ) -> Iterator[tuple[str, int, str, pa.RecordBatch | pa.Table]]:
-        """Yield the features of days to score, and the rows of published days to copy."""
-        for path, keys in files.items():
-            for index, (day, key) in enumerate(keys.items()):
-                if self._is_published(day, key):
-                    yield path, index, day, _copy_day(self.published[day], self.files)
-                else:
-                    for batch in read_features(self._paths.features(day)):
-                        yield path, index, day, batch
+    def _task(self, path: str, keys: Mapping[str, str]) -> "FileTask":
+        copied = {day: self.published[day] for day, key in keys.items() if self._is_published(day, key)}
+        return FileTask(path, dict(keys), copied)
 
     def _is_published(self, day: str, key: str) -> bool:
         """Return whether the table has these very rows of a day, so that they can be copied."""
@@ -290,17 +272,10 @@ def write_scored_file(
         PublicationError: The node cannot write to the object store of the table.
     """
     bundle, files = _load(bundle_folder), TableFiles(location)
-
-    def tables() -> Iterator[pa.Table]:
-        for day in task.keys:
-            if day in task.copied:
-                yield _copy_day(task.copied[day], files)
-            else:
-                for batch in prefetch(read_features(paths.features(day))):
-                    yield score_batch(bundle, model_version, batch, day)
-
     try:
-        write_file(tables(), task.keys, bundle.model.latent_dim, task.path, files)
+        with closing(_score_tasks([task], bundle, model_version, paths, files)) as parts:
+            tables = (rows for _, _, rows in parts)
+            write_file(tables, task.keys, bundle.model.latent_dim, task.path, files)
     except OSError as error:
         if files.is_folder:
             raise
@@ -308,6 +283,30 @@ def write_scored_file(
             f"{platform.node()} cannot use the object store of {location} ({last_line(error)}); give every node of the "
             f"engine the same credentials and variables as the run ({settings_of(location)})"
         ) from error
+
+
+def _score_tasks(
+    tasks: Iterable[FileTask], bundle: ModelBundle, model_version: int, paths: DatasetPaths, files: TableFiles
+) -> Generator[tuple[str, int, pa.Table]]:
+    """Yield the rows of files in parts, each with the path of its file and the index of its day in that file."""
+    # The next features are read while the current ones are scored, also those of the next file.
+    with closing(prefetch(_read_tasks(tasks, paths, files))) as parts:
+        for path, index, day, part in parts:
+            is_scored = isinstance(part, pa.Table)
+            yield path, index, part if is_scored else score_batch(bundle, model_version, part, day)
+
+
+def _read_tasks(
+    tasks: Iterable[FileTask], paths: DatasetPaths, files: TableFiles
+) -> Iterator[tuple[str, int, str, pa.RecordBatch | pa.Table]]:
+    """Yield the features of days to score, and the rows of published days to copy."""
+    for task in tasks:
+        for index, day in enumerate(task.keys):
+            if day in task.copied:
+                yield task.path, index, day, _copy_day(task.copied[day], files)
+            else:
+                for batch in read_features(paths.features(day)):
+                    yield task.path, index, day, batch
 
 
 @lru_cache(maxsize=1)

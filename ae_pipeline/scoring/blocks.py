@@ -11,9 +11,10 @@ from torch import Tensor
 S = TypeVar("S")
 T = TypeVar("T")
 
-_CPU_CELLS, _CUDA_CELLS = 2**18, 2**27
-"""Numbers of an intermediate result in one block. On a CPU, a block fits into the cache of a core. On a CUDA device,
-a batch of a table is one block, since each block waits for the device several times.
+_CPU_CELLS, _CUDA_CELLS = 2**19, 2**27
+"""Numbers of an intermediate result in one block. On a CPU, a block fits into the cache of a processor. Smaller ones
+have more calls, for which threads wait for each other. On a CUDA device, a batch of a table is one block, since each
+block waits for the device several times.
 """
 
 

@@ -52,7 +52,7 @@ class IsolationForest:
     def __call__(self, rows: Tensor) -> Tensor:
         """Return 2 to the power of minus the mean length of the paths, for rows of shape (n, width), shape (n,).
 
-        It is between 0 and 1. Rows with shorter paths are more anomalous.
+        It is between 0 and 1. Rows with shorter paths are more anomalous. Rows have no NaN.
         """
         levels, lengths = self._tensors(rows.device)
         trees, width, parts = len(self.columns), rows.shape[1], []

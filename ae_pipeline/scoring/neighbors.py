@@ -26,7 +26,7 @@ _TIE_TOLERANCE = 1e-12
 _BLOCK_DISTANCES = 2**18
 """Number of distances computed in one block, which fits into the cache of a processor."""
 
-_CALLS_SHARE = 8
+_CALLS_SHARE = 4
 """Blocks are this many times larger than a cache, so that the time of a call does not matter."""
 
 _GROUPS = 64
@@ -123,7 +123,7 @@ class NearestNeighbors:
                     bounds.scatter_(1, left_out[block].unsqueeze(1), -torch.inf)
                 row, candidate = self._candidates(rows[block], offsets[block], bounds, ends)
                 row += first
-                pairs.append((row, candidate, self._squares(rows.index_select(0, row), candidate)))
+                pairs.append((row, candidate, self._squares_of_pairs(rows, row, candidate)))
                 if first + size >= len(rows) or sum(len(each[0]) for each in pairs) >= _MAX_COLLECTED:
                     row, candidate, distances = map(torch.cat, zip(*pairs, strict=True))
                     yield row, candidate, distances
@@ -166,6 +166,11 @@ class NearestNeighbors:
             pairs.append((row.index_select(0, pair), candidate))
         row, candidate = map(torch.cat, zip(*pairs, strict=True))
         return row, candidate
+
+    def _squares_of_pairs(self, rows: Tensor, row: Tensor, index: Tensor) -> Tensor:
+        """Return the squared distances of some rows to one reference each, in parts that bound the memory."""
+        parts = zip(blocks(row, rows.shape[1]), blocks(index, rows.shape[1]), strict=True)
+        return torch.cat([self._squares(rows.index_select(0, some), references) for some, references in parts])
 
     def _squares(self, rows: Tensor, index: Tensor) -> Tensor:
         """Return the squared distances of rows to one reference each."""

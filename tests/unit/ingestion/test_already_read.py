@@ -1,7 +1,5 @@
 """What was read for the first schema contract is not read again, unless it has changed or is too large."""
 
-import errno
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -59,48 +57,14 @@ def test_images_of_the_first_contract_are_decoded_once(
     assert [decoded[gray(number)] for number in range(COUNT)] == [1] * COUNT
 
 
-def test_images_beyond_the_limit_are_kept_on_the_disk(
+def test_images_beyond_the_limit_are_decoded_again(
     tmp_path: Path, decoded: Counter[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(first_contract, "_KEPT_IMAGE_BYTES", 5 * 64)
     shop = image_files(tmp_path)
     land(shop)
     shop.ingest()
-    assert [decoded[gray(number)] for number in range(COUNT)] == [1] * COUNT
-    assert list(shop.paths.scratch.iterdir()) == []
-    rows = sorted(shop.rows("file", "image"))
-    assert rows == [(f"{number:02d}.png", bytes([number]) * 64) for number in range(COUNT)]
-
-
-def test_a_file_that_changes_after_its_pixels_went_to_the_disk_gets_its_own_rows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(first_contract, "_KEPT_IMAGE_BYTES", 5 * 64)
-    shop = image_files(tmp_path)
-    land(shop)
-    meanwhile(monkeypatch, lambda: shop.land("09.png", gray(200)))
-    rows = sorted(shop.rows("file", "image"))
-    assert [pixels[0] for _, pixels in rows] == [*range(9), 200, 10, 11]
-
-
-@pytest.mark.parametrize("fault", ["no space", "beyond both limits"])
-def test_images_that_cannot_be_kept_are_decoded_again(
-    tmp_path: Path, decoded: Counter[bytes], monkeypatch: pytest.MonkeyPatch, fault: str
-) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, "no space left on device")
-
-    monkeypatch.setattr(first_contract, "_KEPT_IMAGE_BYTES", 5 * 64)
-    if fault == "no space":
-        monkeypatch.setattr(tempfile, "TemporaryFile", full)
-    else:
-        monkeypatch.setattr(first_contract, "_SPILLED_IMAGE_BYTES", 2 * 64)
-    kept = 5 if fault == "no space" else 7
-    shop = image_files(tmp_path)
-    land(shop)
-    rows = sorted(shop.rows("file", "image"))
-    assert [decoded[gray(number)] for number in range(COUNT)] == [1] * kept + [2] * (COUNT - kept)
-    assert rows == [(f"{number:02d}.png", bytes([number]) * 64) for number in range(COUNT)]
+    assert [decoded[gray(number)] for number in range(COUNT)] == [1] * 5 + [2] * (COUNT - 5)
 
 
 def meanwhile(monkeypatch: pytest.MonkeyPatch, land_more: Callable[[], object]) -> None:

@@ -153,6 +153,26 @@ def test_bfloat16_is_used_where_it_tells_references_apart(
     assert nearest_neighbors(references, [500]).factors.dtype == dtype
 
 
+def test_rows_that_are_far_from_all_references_are_measured_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbors, "_multiplies_bfloat16", lambda _: True)
+    monkeypatch.setattr(blocks, "_CPU_CELLS", 2**14)
+    measured: list[int] = []
+    squares = neighbors.NearestNeighbors._squares
+
+    def counted(self: neighbors.NearestNeighbors, rows: Tensor, index: Tensor) -> Tensor:
+        measured.append(rows.numel())
+        return squares(self, rows, index)
+
+    monkeypatch.setattr(neighbors.NearestNeighbors, "_squares", counted)
+    rng = np.random.default_rng(0)
+    references, rows = rng.normal(size=(500, 12)), rng.normal(size=(200, 12))
+    references[:, 0], rows[:, 0] = 0.0, 1e6
+    expected = np.sqrt(np.square(rows[:, None] - references).sum(2).min(1))
+    np.testing.assert_allclose(nearest(rows, references), expected, rtol=1e-12)
+    assert sum(measured) > 12 * 200 * 400  # many pairs, which bfloat16 does not tell apart
+    assert max(measured) <= 2**14
+
+
 def test_bounds_use_no_tf32_where_a_program_allows_it(monkeypatch: pytest.MonkeyPatch) -> None:
     settings: Any = torch.backends
     cuda, mkldnn = settings.cuda.matmul, settings.mkldnn.matmul
