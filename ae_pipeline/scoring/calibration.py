@@ -47,9 +47,10 @@ class Calibration:
 
         Scores within a relative 1e-7 tie. Rounding depends on the batch of a score and must not break ties.
         """
-        tolerance = _TIE_TOLERANCE * np.abs(scores)
-        count = len(self.scores) - np.searchsorted(self.scores, scores - tolerance, side="left")
-        p_values: Array = (1 + count) / (len(self.scores) + 1)
+        lowest = scores - _TIE_TOLERANCE * np.abs(scores)
+        order, lower = np.argsort(lowest), np.empty(len(lowest), np.intp)
+        lower[order] = np.searchsorted(self.scores, lowest[order], side="left")  # much faster for sorted values
+        p_values: Array = (1 + len(self.scores) - lower) / (len(self.scores) + 1)
         return p_values
 
     def flags(self, p_values: Array) -> npt.NDArray[np.bool_]:
