@@ -51,6 +51,7 @@ class AlertEvent(StrEnum):
     DRIFT = "drift"
     MISSING_ROWS = "missing_rows"
     LOW_RECALL = "low_recall"
+    LOW_IMAGE_RECALL = "low_image_recall"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -73,7 +73,9 @@ def assess_day(
             f"{missed:,} of {counts.known_anomalies:,} known {noun} are not flagged (recall "
             f"{counts.known_flagged / counts.known_anomalies:.0%}, at least {limits.min_recall:.0%} is expected)"
         )
-        reasons.append(Reason(kind=ReasonKind.LOW_RECALL, message=message, size=missed))
+        # A kind of its own, so that a mark that covers a number of patches does not cover that number of images.
+        kind = ReasonKind.LOW_IMAGE_RECALL if entry.images else ReasonKind.LOW_RECALL
+        reasons.append(Reason(kind=kind, message=message, size=missed))
     assessment = DayAssessment(
         day=entry.day,
         rows=entry.rows,

@@ -4,7 +4,7 @@ import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -62,6 +62,12 @@ class Deviation:
     splits: tuple[str, ...] = ()
     row_ids: tuple[str, ...] = ()
     is_missing: bool = False
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "Deviation":
+        """Return the deviation of JSON-compatible values."""
+        tuples = {name: tuple(record[name]) for name in ("columns", "splits", "row_ids")}
+        return cls(**{**record, **tuples, "hours": tuple(map(tuple, record["hours"]))})
 
 
 def deviations_of(

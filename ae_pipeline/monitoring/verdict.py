@@ -27,6 +27,7 @@ class ReasonKind(StrEnum):
     DRIFT = "drift"
     MISSING_ROWS = "missing_rows"
     LOW_RECALL = "low_recall"
+    LOW_IMAGE_RECALL = "low_image_recall"
 
 
 FLAGGED = "flagged"
@@ -185,11 +186,19 @@ class DayAssessment:
 
     @property
     def precision(self) -> float:
-        """Share of known anomalies among the flagged rows that no mark hides, or the flagged images; 1 without one."""
-        if self.images:
-            return self.images.known_flagged / self.images.flagged if self.images.flagged else 1.0
-        flagged = self.known + self.new
-        return self.known / flagged if flagged else 1.0
+        """Share of known anomalies among the flagged rows or images that no mark hides; 1 without one."""
+        _, known, flagged = self._labeled
+        return known / flagged if flagged else 1.0
+
+    @property
+    def _labeled(self) -> tuple[int, int, int]:
+        """Known anomalies, flagged ones of them, and all flagged ones that no mark hides: images, or rows."""
+        if not (images := self.images):
+            return self.known_anomalies, self.known, self.known + self.new
+        # Marks are on patches, and the counts do not say of which image: images count until no patch is left.
+        is_marked = self.hidden > 0 or (self.mark is not None and self.mark.state in HIDDEN)
+        flagged = images.known_flagged if is_marked and self.new == 0 else images.flagged
+        return images.known_anomalies, images.known_flagged, flagged
 
     @property
     def is_wrong(self) -> bool:
@@ -254,10 +263,9 @@ class DayAssessment:
         """The flagged rows as text, with those that are marked, and recall and precision of a label."""
         normal, allows = self.rows - self.known_anomalies, f"the alert budget allows {_count(self.expected)}"
         text = f"{self.new:,} of {normal:,} rows are flagged, and {allows}"
-        known, anomalies, flagged = self.known, self.known_anomalies, self.known + self.new
+        anomalies, known, flagged = self._labeled
         noun = "anomaly is" if anomalies == 1 else "anomalies are"
         if self.images:
-            known, anomalies, flagged = self.images.known_flagged, self.images.known_anomalies, self.images.flagged
             noun = "anomalous image is" if anomalies == 1 else "anomalous images are"
         if anomalies:
             precision = f", precision {self.precision:.0%}" if flagged else ""
@@ -308,7 +316,6 @@ class DayAssessment:
         """Return the assessment that `record` or `brief_record` stored, without a mark."""
         values = {each.name: record[each.name] for each in fields(cls) if each.name in record}  # the last one is new
         images = record.get("images")
-        tuples = ("columns", "splits", "row_ids")
         return cls(
             **{
                 **values,
@@ -316,16 +323,7 @@ class DayAssessment:
                 "images": ImageCounts(**images) if images else None,
                 "limits": LabelLimits(**record["limits"]),
                 "base_reasons": tuple(Reason.from_record(reason) for reason in record["base_reasons"]),
-                "deviations": tuple(
-                    Deviation(
-                        **{
-                            **each,
-                            **{name: tuple(each[name]) for name in tuples},
-                            "hours": tuple(map(tuple, each["hours"])),
-                        }
-                    )
-                    for each in record["deviations"]
-                ),
+                "deviations": tuple(map(Deviation.from_record, record["deviations"])),
             }
         )
 

@@ -90,6 +90,41 @@ class TestAssessment:
         assert DayAssessment.from_record(earlier) == replace(assessment, images=None)
 
     @pytest.mark.parametrize(
+        ("hidden", "sizes", "state", "verdict"),
+        [
+            (0, None, MarkState.KNOWN, "worth a look"),
+            (1, None, MarkState.KNOWN, "calm"),
+            (0, {FLAGGED: 1}, MarkState.KNOWN, "calm"),
+            (0, {FLAGGED: 1}, MarkState.FALSE_ALARM, "calm"),
+            (0, {FLAGGED: 1}, MarkState.REAL, "worth a look"),
+            (0, {FLAGGED: 0}, MarkState.KNOWN, "worth a look"),  # a patch is flagged that the mark does not cover
+        ],
+    )
+    def test_marks_clear_false_alarms_of_images(
+        self, hidden: int, sizes: dict[str, float] | None, state: MarkState, verdict: str
+    ) -> None:
+        images = ImageCounts(flagged=13, known_anomalies=12, known_flagged=6)
+        patches = replace(entry(2000, 3, known=2), known_anomalies=1004, images=images)
+        day = patches.day
+        mark = Mark(kind=MarkKind.DAY, subject=day, state=state, day=day, sizes=sizes or {})
+        review = Review(hidden={day: hidden}, days={} if sizes is None else {day: mark})
+        assessment = assess_day(patches, {}, None, (), 0.001, review=review)
+        assert assessment.verdict == verdict
+        assert f"precision {'100%' if verdict == 'calm' else '46%'}" in assessment.message
+
+    def test_a_mark_of_missed_patches_does_not_cover_missed_images(self) -> None:
+        images = ImageCounts(flagged=100, known_anomalies=900, known_flagged=100)
+        patches = replace(entry(20_000, 300, known=300), known_anomalies=1200)
+        before = assess_day(patches, {}, None, (), 0.001)
+        sizes = {reason.kind.value: reason.size for reason in before.all_reasons}
+        assert sizes == {"low_recall": 900}
+        mark = Mark(kind=MarkKind.DAY, subject=before.day, state=MarkState.KNOWN, day=before.day, sizes=sizes)
+        review = Review(days={before.day: mark})
+        assert not before.reviewed(review, before.day).is_wrong
+        assessment = assess_day(replace(patches, images=images), {}, None, (), 0.001, review=review)
+        assert [reason.kind.value for reason in assessment.reasons] == ["low_image_recall"]
+
+    @pytest.mark.parametrize(
         ("recalled", "false_alarms", "verdict", "message"),
         [
             (
