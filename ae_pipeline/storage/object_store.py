@@ -175,10 +175,11 @@ class ObjectStore:
     def list(self, folder: str) -> list[ListedObject]:
         """Return all objects below a folder, or below the address if it is empty, in pages of 1,000."""
         objects = list[ListedObject]()
+        # The object `folder/`, by which some programs mark a folder, is listed without its slash, and has no name left.
         prefix = f"{folder}/" if folder else ""
         with self._translated():
             for page in self._client(is_quick=True).list(prefix):
-                objects += [_describe(name, each) for each in page if (name := each["path"].removeprefix(prefix))]
+                objects += [_describe(name, each) for each in page if (name := each["path"][len(prefix) :])]
         return objects
 
     def remove(self, names: Iterable[str]) -> None:
@@ -291,7 +292,7 @@ def http_remedy(address: str) -> str:
     scheme = _scheme(address)
     endpoints = [os.environ.get(name, "") for name in _ENDPOINTS.get(scheme, ())]
     if scheme == "gs":
-        with suppress(OSError):
+        with suppress(OSError, ValueError):  # of a key that is no text, or a path with a null byte
             endpoints.append(Path(endpoints[-1]).read_text(encoding="utf-8"))
     is_plain = any(re.match(r'(.*"gcs_base_url"\s*:\s*")?http://', each.lower(), re.DOTALL) for each in endpoints)
     return f", set {_ALLOW_HTTP[scheme]}=true for that plain HTTP" if is_plain and not _allows_http(address) else ""

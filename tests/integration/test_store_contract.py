@@ -15,7 +15,10 @@ from deltalake.exceptions import CommitFailedError
 
 from ae_pipeline.common.errors import PublicationError, UnavailableError
 from ae_pipeline.latents.files import TableFiles
+from ae_pipeline.storage.landing_copy import LandingCopy
 from ae_pipeline.storage.object_store import ObjectStore, copy_all
+from ae_pipeline.storage.paths import DatasetPaths
+from benchmarks.stores import s3_request
 
 NAMES = ["a+b%20c#?&.csv", "sub/deep.csv", "with space.csv", "ünï.csv"]
 
@@ -102,6 +105,25 @@ def test_names_that_a_person_gives_are_kept(objects: ObjectStore) -> None:
         assert found[0].e_tag == each.e_tag
 
 
+@pytest.mark.parametrize("store_server", ["s3"], indirect=True)
+def test_an_object_that_marks_a_folder_is_not_listed(
+    objects: ObjectStore, store: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server, bucket = os.environ["AWS_ENDPOINT_URL"], store.removeprefix("s3://")
+    for folder in ("", "landing/", "landing/orders/", "landing/orders/2024/"):
+        assert s3_request(int(server.rpartition(":")[2]), "PUT", f"/{bucket}/shop/{folder}") == 200
+    assert objects.list("landing/orders/2024") == []
+    objects.write("landing/orders/2024/a.csv", b"1")
+    assert [each.name for each in objects.list("landing/orders")] == ["2024", "2024/a.csv"]
+    assert objects.list("")[0].name == "landing"
+    paths = DatasetPaths(tmp_path, "orders", store=objects.address)
+    LandingCopy(paths, objects).update()
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and ".store" not in path.parts] == [
+        paths.landing / "2024/a.csv"
+    ]
+    assert not caplog.text
+
+
 def test_a_large_file_is_written_in_parts(objects: ObjectStore, tmp_path: Path) -> None:
     content, source, copy = os.urandom(12 << 20), tmp_path / "source", tmp_path / "copy"
     source.write_bytes(content)
@@ -162,6 +184,16 @@ def test_a_store_over_plain_http_names_the_variables_of_its_provider(
         message = str(failed.value)
         assert f"{provider}_" in message.partition(" the credentials")[0]
         assert not [each for each in ("AWS_", "AZURE_", "GOOGLE_") if each in message and not each.startswith(provider)]
+
+
+def test_a_key_file_of_google_that_is_no_text_has_no_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = tmp_path / "key.p12"
+    key.write_bytes(b"\x30\x82\xff\xfe")
+    monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT", str(key))
+    for name in ("GOOGLE_SERVICE_ACCOUNT_KEY", "GOOGLE_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UnavailableError, match="check AE_PIPELINE_DATA, GOOGLE_SERVICE_ACCOUNT, "):
+        ObjectStore("gs://latents-key-in-bytes/plain").read("head.json")
 
 
 def test_a_key_file_of_google_with_plain_http_has_the_same_remedy(
