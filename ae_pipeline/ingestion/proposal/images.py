@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median_low
 
 from PIL import Image, UnidentifiedImageError
 
@@ -143,8 +144,12 @@ def _image_lines(
         if len(sides) > 1:
             yield f"resize: [{height}, {width}] # the images have {len(sides)} sizes, and this is the most frequent one"
         return
-    if min(min(side) for side in sides) > RESIZED * 5 // 4:
-        yield f"resize: {RESIZED} # the shorter side; the images have up to {max(map(max, sides)):,} pixels"
+    shorter = [min(side) for side in sides.elements()]
+    if median_low(shorter) > RESIZED * 5 // 4:  # of most images: a thumbnail among photographs decides nothing
+        remark = f"the shorter side; the images have up to {max(map(max, sides)):,} pixels"
+        if smaller := sum(side < RESIZED for side in shorter):
+            remark += f"; {pluralize(smaller, 'smaller image')} of {len(shorter):,} will be enlarged"
+        yield f"resize: {RESIZED} # {remark}"
     yield f"patch: {PATCH} # each image is cut into patches, and gets a verdict from their scores"
     yield f"stride: {STRIDE}"
 

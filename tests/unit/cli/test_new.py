@@ -264,6 +264,17 @@ def test_the_layout_of_visa_is_recognized(tmp_path: Path) -> None:
     assert (folder / mask).is_file()
 
 
+def test_a_thumbnail_among_photographs_does_not_decide_on_the_size(tmp_path: Path) -> None:
+    land_images(tmp_path, [f"{index}.JPG" for index in range(20)])
+    folder = land_images(tmp_path, ["thumbnail.png"], (80, 100))
+    remark = "the shorter side; the images have up to 900 pixels; 1 smaller image of 21 will be enlarged"
+    assert f"    resize: 256 # {remark}\n" in plan(tmp_path, [folder], "bottle").text
+    folder = land_images(tmp_path, [f"thumbnail_{index}.png" for index in range(20)], (80, 100))
+    text = plan(tmp_path, [folder], "bottle").text
+    assert "resize" not in text
+    assert "    patch: 32 # " in text
+
+
 def test_small_images_are_rows_of_one_size_and_mode(tmp_path: Path) -> None:
     folder = land_images(tmp_path, [f"{index}.png" for index in range(19)], (28, 30), "L")
     Image.fromarray(np.zeros((28, 20, 3), np.uint8)).save(folder / "color.png")
