@@ -38,8 +38,9 @@ def summarize(dataset: Dataset, tracker: Tracker, definitions: dg.Definitions, i
     if alerts := alerts_of(paths):
         lines.append(_line("alerts", f"{len(alerts):,}, the last one at {alerts[-1].at}: {alerts[-1].message}"))
     lines.append(_line("checks", "all passed" if not failed else "FAILED: " + "; ".join(failed)))
-    lines += report_lines(paths, column_names(dataset))
-    if dataset.config.images is not None:
+    report = report_lines(paths, column_names(dataset))
+    lines += report
+    if report and dataset.config.images is not None:
         command = f"`ae-pipeline page {dataset.name} --maps png`"
         lines += ["", f"The report shows the heat maps of images; {command} writes them as files."]
     lines += [
@@ -165,8 +166,9 @@ def _top_images(images: dict[str, Any], patches: list[dict[str, Any]], names: Co
     for index, image in enumerate(top, 1):
         state = "flagged" if image["is_anomaly"] else "not flagged"
         yield f"{index:>3}. {image['image_id']}  (score {image['score']:,.1f}, {one_in(image['p_value'])}, {state})"
-        if patch := reasons.get(image["strangest"]):
-            yield f"     {reason_of(reworded(patch, names), is_marked=patch['is_anomaly'])}"
+        # The verdict is on the image: whether its patch is flagged too is another question.
+        if (patch := reasons.get(image["strangest"])) and (reason := reworded(patch, names)):
+            yield f"     {reason}"
 
 
 def verdict_line(dataset: Dataset) -> str:

@@ -5,15 +5,24 @@ from dataclasses import asdict, fields
 
 import polars as pl
 
-from ae_pipeline.detector.image_verdicts import IMAGE_ID, ImageJudge, image_id
+from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.detector.image_verdicts import IMAGE_ID, ImageJudge, has_patches, image_id
 from ae_pipeline.features.split import LABEL
 from ae_pipeline.monitoring.budget import ImageCounts
+
+_VERSION = "1"
+"""Increased whenever the same scores of patches would give other counts of images."""
 
 _PREFIX = "images_"
 """Prefix of the counts in the footer of a ranked day, where the counts of rows have the same names."""
 
 
-def count_images(scored: pl.DataFrame, judge: ImageJudge | None) -> dict[str, int]:
+def image_versions(config: PipelineConfig) -> list[str]:
+    """Return the version of the counts, for the hash of ranked rows; none unless rows are patches."""
+    return [_VERSION] if has_patches(config) else []
+
+
+def image_facts(scored: pl.DataFrame, judge: ImageJudge | None) -> dict[str, int]:
     """Return the counts of the images of a day, as facts of its ranked rows.
 
     Args:

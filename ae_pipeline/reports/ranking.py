@@ -22,7 +22,7 @@ from ae_pipeline.latents.read import PublishedDay, published_day
 from ae_pipeline.monitoring.budget import ReportDay
 from ae_pipeline.reports.boxes import BOXES, hot_boxes
 from ae_pipeline.reports.files import record_report_file
-from ae_pipeline.reports.image_counts import count_images, image_counts_of
+from ae_pipeline.reports.image_counts import image_counts_of, image_facts, image_versions
 from ae_pipeline.reports.reasons import reason_of
 from ae_pipeline.scoring.calibration import benjamini_hochberg
 from ae_pipeline.storage.dataset import Dataset
@@ -30,7 +30,7 @@ from ae_pipeline.storage.hashing import hash_json
 from ae_pipeline.storage.parquet import detach, read_facts, whole, write_parquet
 from ae_pipeline.storage.paths import DatasetPaths
 
-REPORT_VERSION = "9"
+REPORT_VERSION = "8"
 """Increased whenever the same scores would give another report."""
 
 _MIN_RANKED = 10
@@ -273,8 +273,9 @@ def with_label(scored: pl.DataFrame, day: str, paths: DatasetPaths) -> pl.DataFr
 
 def ranking_hash(published: PublishedDay | None, config: PipelineConfig) -> str:
     """Return a hash of what the ranked rows of a day are made from: its published rows, and settings of the report."""
-    identity = published.identity if published else None
-    return hash_json([REPORT_VERSION, identity, config.alerts.report_rows, config.alerts.false_discovery_rate])
+    identity, alerts = published.identity if published else None, config.alerts
+    settings = [alerts.report_rows, alerts.false_discovery_rate, *image_versions(config)]
+    return hash_json([REPORT_VERSION, identity, *settings])
 
 
 def _day_file(paths: DatasetPaths, day: str) -> Path:
@@ -320,7 +321,7 @@ def _rank(day: str, published: PublishedDay | None, dataset: Dataset, bundle: Mo
     features = features_of(top["row_id"].head(config.alerts.report_rows), day, paths)
     counts = {"scored": scored.height, "flagged": flagged.sum(), "known_anomalies": known.sum()}
     counts |= {"known_flagged": (known & flagged).sum(), "discoveries": marked}
-    facts = {name: str(int(value)) for name, value in (counts | count_images(scored, bundle.judge_images)).items()}
+    facts = {name: str(int(value)) for name, value in (counts | image_facts(scored, bundle.judge_images)).items()}
     return _Draft(day, {"input_hash": ranking_hash(published, config), **facts}, detach(top), detach(features))
 
 

@@ -215,7 +215,7 @@ CHANGED: dict[str, tuple[str, ...]] = {
     "features fetch model raw": ("event_time",),
     "features fetch model raw training": ("timezone",),
     "features model training": ("exclude", "derive", "label", "training.where", "training.split_by"),
-    "features model raw training": ("images.patch",),
+    "features model raw report training": ("images.patch",),
     "model raw training": (
         *("images.column", "images.path", "images.stride", "images.edge", "images.mode", "images.resize"),
         *("images.crop", "images.pad", "images.channels"),

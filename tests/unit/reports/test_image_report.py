@@ -5,8 +5,10 @@ import json
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
+import dagster as dg
 import numpy as np
 import numpy.typing as npt
 import polars as pl
@@ -15,6 +17,7 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
+from ae_pipeline.cli import summary
 from ae_pipeline.cli.summary import report_lines
 from ae_pipeline.common.errors import PublicationError
 from ae_pipeline.config.columns import ImageShape
@@ -30,17 +33,19 @@ from ae_pipeline.features.split import GATE, PARTS, cut_window
 from ae_pipeline.latents.images import IMAGES, has_images, publish_images, read_images
 from ae_pipeline.latents.read import published_days, read_latents
 from ae_pipeline.monitoring.budget import ImageCounts
+from ae_pipeline.registry.store import Tracker
 from ae_pipeline.reports import image_report
 from ae_pipeline.reports.build import Report
 from ae_pipeline.reports.explore import row_page
 from ae_pipeline.reports.explore_latents import latents_page
 from ae_pipeline.reports.heat_pictures import export_maps
 from ae_pipeline.reports.image_report import report_images
+from ae_pipeline.reports.ranking import ranking_hash
 from ae_pipeline.scoring.calibration import calibrate
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.hashing import hash_json
 from ae_pipeline.storage.parquet import read_facts
-from ae_pipeline.storage.paths import ALL_ROWS
+from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 from ae_pipeline.training.calibration_scores import score_calibration
 from ae_pipeline.training.fit import fit_bundle
 from ae_pipeline.training.pixel_threshold import fit_pixel_threshold
@@ -215,6 +220,43 @@ def test_the_command_line_lists_images_and_not_patches(gallery: Fitted, report: 
     assert (
         listed == read_images("shop", data=gallery.paths.root).sort("score", descending=True)["image_id"].to_list()[:10]
     )
+
+
+def test_the_command_line_names_the_reason_of_an_image(
+    gallery: Fitted, report: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = json.loads(report.summary.read_text(encoding="utf-8"))
+    first, second, *_ = content["images"]["top_images"]
+    patch = content["strangest"][0]
+    content["strangest"] = [
+        {**patch, "row_id": first["strangest"], "is_anomaly": False, "because": "odd stripes", "contributions": []},
+        {**patch, "row_id": second["strangest"], "is_anomaly": False, "because": "", "contributions": []},
+    ]
+    monkeypatch.setattr(summary, "read_summary", lambda _: content)
+    lines = report_lines(gallery.paths, PLAIN)
+    start = lines.index("The 10 highest-scoring images:") + 1
+    assert lines[start].startswith(f"  1. {first['image_id']}  (score ")
+    assert lines[start + 1] == "     odd stripes"
+    assert [line[:5] for line in lines[start + 2 :]] == [f"{place:>3}. " for place in range(2, 11)]
+
+
+def test_the_command_line_speaks_of_heat_maps_when_there_is_a_report(
+    gallery: Fitted, report: Report, tmp_path: Path
+) -> None:
+    assert report.summary.exists()
+    no_report = replace(as_dataset(gallery), paths=DatasetPaths(tmp_path, gallery.paths.dataset))
+    for dataset, is_reported in ((as_dataset(gallery), True), (no_report, False)):
+        with dg.DagsterInstance.ephemeral() as instance:
+            tracker = cast("Tracker", SimpleNamespace(version=lambda *_: None))
+            text = summary.summarize(dataset, tracker, dg.Definitions(), instance)
+        assert ("The report shows the heat maps of images" in text) == is_reported
+
+
+def test_a_table_keeps_the_hash_of_its_ranked_rows(gallery: Fitted) -> None:
+    alerts, whole = gallery.config.alerts, gallery.config.model_copy(update={"images": None})
+    settings = ["8", None, alerts.report_rows, alerts.false_discovery_rate]
+    assert ranking_hash(None, whole) == hash_json(settings)
+    assert ranking_hash(None, gallery.config) not in {hash_json(settings), hash_json(["9", *settings[1:]])}
 
 
 @pytest.mark.usefixtures("report")
