@@ -129,10 +129,7 @@ def run(parts: Sequence[str], materials: Sequence[Material], seeds: int, jobs: i
     names = [name for part in parts for name in (materials if part == "materials" else [part])]
     peers = ["pyod", "scikit-learn", "scikit-image"]
     if "materials" in parts and any(set(NAMES) & set(material.methods) for material in materials):
-        if reason := missing_reason():
-            print(f"skipped {' and '.join(NAMES)}: {reason}", flush=True)
-        else:
-            peers.append("anomalib")
+        peers.append("anomalib")
     measures: list[Measure] = []
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         for of_step in pool.map(measure_step, product(names, range(seeds))):
@@ -168,8 +165,14 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="number of processes (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args()
-    sets = product(arguments.images, arguments.sides, arguments.materials)
     chosen = tuple(arguments.methods)
+    of_anomalib = [name for name in chosen if name in NAMES]
+    if "materials" in arguments.parts and of_anomalib and (reason := missing_reason()):
+        chosen = tuple(name for name in chosen if name not in NAMES)
+        if not chosen:
+            parser.error(reason)
+        print(f"skipped {' and '.join(of_anomalib)}: {reason}", flush=True)
+    sets = product(arguments.images, arguments.sides, arguments.materials)
     materials = [Material(photograph, images, size, chosen) for images, size, photograph in sets]
     run(arguments.parts, materials, arguments.seeds, arguments.jobs, arguments.out)
 

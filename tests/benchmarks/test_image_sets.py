@@ -1,11 +1,13 @@
 """Sets of images of the benchmark: their sizes, their test images, and the optional models of anomalib."""
 
 import importlib.util
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks import anomalib_methods
+from benchmarks import anomalib_methods, images
 from benchmarks.image_methods import PATCH, STRIDE, cut, score_pca
 from benchmarks.images import Material, measure_material
 from benchmarks.materials import BAD, DEFECTS, GOOD, SIZE, prepare
@@ -47,6 +49,26 @@ def test_tables_name_unusual_sets() -> None:
         "grass",
         "grass, 50 images of 512×512",
     ]
+
+
+@pytest.mark.parametrize("chosen", [["anomalib GANomaly"], ["PCA", "anomalib GANomaly"]])
+def test_methods_that_are_not_installed_leave_the_results_alone(
+    chosen: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = list[tuple[str, ...]]()
+    monkeypatch.setattr(images, "missing_reason", lambda: "anomalib is not installed")
+    monkeypatch.setattr(images, "run", lambda _, materials, *__: calls.append(materials[0].methods))
+    options = ["--parts", "materials", "--materials", "grass.png", "--out", str(tmp_path / "out.json")]
+    monkeypatch.setattr(sys, "argv", ["images", *options, "--methods", *chosen])
+    if "PCA" in chosen:
+        images.main()
+        assert calls == [("PCA",)]
+        assert capsys.readouterr().out == "skipped anomalib GANomaly: anomalib is not installed\n"
+        return
+    with pytest.raises(SystemExit) as ended:
+        images.main()
+    assert (ended.value.code, calls) == (2, [])
+    assert capsys.readouterr().err.endswith("error: anomalib is not installed\n")
 
 
 @pytest.mark.slow

@@ -46,5 +46,5 @@ def test_the_delay_doubles_with_each_attempt_of_the_same_streak(starts: Sequence
     assert any(f"next attempt at {expected - dt.timedelta(seconds=late):%H:%M:%S} UTC" in message for late in (0, 1, 2))
 
 
-def test_work_that_was_done_long_ago_is_requested_at_once() -> None:
+def test_the_first_repetition_after_a_pause_waits_one_minute() -> None:
     assert runs._delay_message(attempts_at(61, 3 * HOUR, 4 * HOUR), "rebuild") is None
