@@ -72,5 +72,5 @@ def check_who_is_next(lock: Lock, root: Path) -> None:
     alone.join(10)
     sharing.join(10)
     assert order[4:] == ["alone", "shares"]
-    assert not locks().is_held(lock)
-    assert not locks().is_held(lock.turnstile)
+    # A server ends a session just after its connection is closed.
+    _until(lambda: not locks().is_held(lock) and not locks().is_held(lock.turnstile))
