@@ -18,6 +18,7 @@ from ae_pipeline.encoding.encoder import Encoder
 from ae_pipeline.encoding.table_encoder import Matrix, TableEncoder
 from ae_pipeline.models.base import AutoEncoder, AutoEncoderOutput
 from ae_pipeline.models.losses import ReconstructionLoss
+from ae_pipeline.scoring.blocks import blocks
 from ae_pipeline.scoring.cooccurrence import Cooccurrence
 from ae_pipeline.scoring.ensemble import Ensemble
 from ae_pipeline.scoring.mahalanobis import MahalanobisDistance
@@ -27,6 +28,9 @@ Array = npt.NDArray[np.float64]
 
 _ENSEMBLE_PENALTY = 100
 """Bonferroni factor of columns, latent and row if an ensemble scores too: each may cause 1 % of the false alarms."""
+
+_LAYERS_AT_ONCE = 4
+"""Layers whose outputs are in the cache at the same time, as wide as the widest one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,9 +146,8 @@ class Detector:
         """
 
         def of_batch(rows: pl.DataFrame) -> tuple[Array, Array]:
-            x = self.network.encode_batch(rows)
-            output = self.network.forward(x)
-            return output.latents.cpu().numpy(), self.losses(output, x).cpu().numpy()
+            latents, losses = self._latents_and_losses(self.network.encode_batch(rows))
+            return latents.cpu().numpy(), losses.cpu().numpy()
 
         none = np.empty((0, self.model.latent_dim)), np.empty((0, self.part_count))
         latents, losses = zip(none, *self.network.map_batches(of_batch, features), strict=True)
@@ -157,23 +160,35 @@ class Detector:
         Args:
             x: Encoded rows in float64 on the device of the model, (n, …).
         """
-        output = self.network.forward(x)
+        latents, losses = self._latents_and_losses(x)
         # Surprisal that cannot raise a score above 0 is not looked up.
         count = len(self.loss.columns)
         of_columns = math.log(max(count, 1)) + self._penalty if Evidence.COLUMNS in self._used else np.inf
         thresholds = np.where(np.arange(self.part_count) < count, of_columns, 0.0)
-        return output.latents, self._combined(self.tails(self.losses(output, x), thresholds))
+        return latents, self._combined(self.tails(losses, thresholds))
+
+    @torch.inference_mode()
+    def _latents_and_losses(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return latents and losses of one batch, in blocks whose activations of the network fit into the cache."""
+        latents, losses = [], []
+        for rows in blocks(x, _LAYERS_AT_ONCE * self.network.widest_layer):
+            output = self.network.forward(rows)
+            latents.append(output.latents)
+            losses.append(self._network_losses(output, rows))
+        return torch.cat(latents), self._all_losses(torch.cat(losses), x)
 
     @torch.inference_mode()
     def losses(self, output: AutoEncoderOutput, x: Tensor) -> Tensor:
         """Return the loss of each part, (n, parts), for inputs and what the network returned for them."""
+        return self._all_losses(self._network_losses(output, x), x)
+
+    def _network_losses(self, output: AutoEncoderOutput, x: Tensor) -> Tensor:
         losses = self.network.double_loss.parts(output, x)
-        parts = [losses[:, :-1], self.mahalanobis(output.latents).unsqueeze(1), losses[:, -1:]]
-        if self.ensemble is not None:
-            parts.append(self.ensemble(x).unsqueeze(1))
-        if self.cooccurrence is not None:
-            parts.append(self.cooccurrence(x).unsqueeze(1))
-        return torch.cat(parts, 1)
+        return torch.cat([losses[:, :-1], self.mahalanobis(output.latents).unsqueeze(1), losses[:, -1:]], 1)
+
+    def _all_losses(self, losses: Tensor, x: Tensor) -> Tensor:
+        measures = [measure for measure in (self.ensemble, self.cooccurrence) if measure is not None]
+        return torch.cat([losses, *(measure(x).unsqueeze(1) for measure in measures)], 1)
 
     def surprisal(self, output: AutoEncoderOutput, x: Tensor) -> Array:
         """Return the surprisal of each part, (n, parts), for inputs and what the network returned for them."""

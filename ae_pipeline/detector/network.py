@@ -32,7 +32,7 @@ _MAX_BATCH_ROWS = 1024
 """Upper limit on the rows of a batch that is explained or rendered."""
 
 _MAX_CPU_ROWS = 8192
-"""Upper limit on the rows of a batch on the CPU: the activations of a table stay in the cache."""
+"""Upper limit on the rows of a batch on the CPU, whose encoded rows stay in the cache."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +164,11 @@ class FittedNetwork:
         """
         prepare(self.device)
         return copy.deepcopy(self.model).double().eval().requires_grad_(False)
+
+    @cached_property
+    def widest_layer(self) -> int:
+        """Highest number of outputs of a layer."""
+        return max(len(weights) for weights in self.model.parameters())
 
     @property
     def device(self) -> torch.device:
