@@ -227,7 +227,7 @@ class TableUpdate:
             yield rows
 
     def _score_files(self, files: Mapping[str, Mapping[str, str]]) -> Generator[tuple[str, int, pa.Table]]:
-        """Yield the rows of files in parts, each with the path of its file and the index of its day in that file."""
+        """Yield the rows of files in parts; see `_score_tasks`."""
         tasks = [self._task(path, keys) for path, keys in files.items()]
         return _score_tasks(tasks, self.bundle, self.model_version, self._paths, self.files)
 
@@ -288,8 +288,10 @@ def write_scored_file(
 def _score_tasks(
     tasks: Iterable[FileTask], bundle: ModelBundle, model_version: int, paths: DatasetPaths, files: TableFiles
 ) -> Generator[tuple[str, int, pa.Table]]:
-    """Yield the rows of files in parts, each with the path of its file and the index of its day in that file."""
-    # The next features are read while the current ones are scored, also those of the next file.
+    """Yield the rows of files in parts, each with the path of its file and the index of its day.
+
+    While rows are scored, the next features are read, also those of the next file.
+    """
     with closing(prefetch(_read_tasks(tasks, paths, files))) as parts:
         for path, index, day, part in parts:
             is_scored = isinstance(part, pa.Table)

@@ -138,7 +138,7 @@ class _Division(NamedTuple):
 
 
 def _divide(breakpoints: Array, buckets: int) -> _Division:
-    """Return buckets whose fullest one has few breakpoints. The outer buckets also hold what is beyond the range."""
+    """Return buckets of which none has many breakpoints. The first and the last one have no end."""
     points, last, divisions = torch.from_numpy(breakpoints), len(breakpoints) - 1, []
     for beyond in _BEYOND:
         low, high = breakpoints[min(beyond, last)], breakpoints[max(last - beyond, 0)]
