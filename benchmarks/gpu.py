@@ -25,13 +25,14 @@ import numpy as np
 import polars as pl
 import torch
 
-from ae_pipeline.common.device import own_stream
+from ae_pipeline.common.device import device_turn, own_stream
+from ae_pipeline.common.parallel import parallel_map
 from ae_pipeline.config.model import LossTerm
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.config.service import Evidence
 from ae_pipeline.detector.detector import Detector
 from ae_pipeline.encoding.encoder import Encoder, fit_encoder
-from ae_pipeline.models.base import AutoEncoder
+from ae_pipeline.models.base import AutoEncoder, rows_at_once
 from ae_pipeline.models.factory import build_loss, build_model
 from ae_pipeline.models.image_loss import ImageLoss
 from ae_pipeline.training.fit import fit_detector
@@ -45,6 +46,7 @@ from benchmarks.report import write_report
 OURS, BARE = "ae_pipeline", "bare loop of a graph (ceiling)"
 EVIDENCE = {"plain": ("columns", "latent", "row"), "all evidence": tuple(Evidence)}
 COLUMNS, IMAGE = 32, (1, 32, 32)
+BLOCKS = 8_192, 65_536, 262_144
 BATCHES = {1_024: 6, 8_192: 20, 65_536: 60}
 """Epochs of a million rows by batch size: about two seconds each on an H100."""
 
@@ -245,12 +247,22 @@ def _encoded_rates(detector: Detector, frame: pl.DataFrame, sizes: Sizes) -> lis
         for part in matrix.split(block):
             detector.score_encoded(part.double())
 
-    copies: dict[str, Callable[[], object]] = {
+    def score_on_threads() -> None:
+        def work(part: torch.Tensor) -> torch.Tensor:
+            with device_turn(part.device):
+                return detector.score_encoded(part.double())[1].cpu()
+
+        for _ in parallel_map(work, matrix.split(rows_at_once(detector.encoder.shape, sizes.device))):
+            pass
+
+    blocks = {f"encoded rows, blocks of {block:,}": lambda block=block: score(block) for block in BLOCKS}
+    trials: dict[str, Callable[[], object]] = {
+        **blocks,
+        "encoded rows, on threads as in the pipeline": score_on_threads,
         "copy on the device": lambda: target.copy_(matrix),
         "copy to the device": lambda: target.copy_(host, non_blocking=True),
     }
-    trials = {f"encoded rows, blocks of {block:,}": lambda block=block: score(block) for block in (8_192, 65_536)}
-    return [(name, "rows/s", len(frame) / sizes.seconds(trial)) for name, trial in {**trials, **copies}.items()]
+    return [(name, "rows/s", len(frame) / sizes.seconds(trial)) for name, trial in trials.items()]
 
 
 def _parts(detector: Detector, frame: pl.DataFrame, sizes: Sizes) -> list[tuple[str, str, float]]:

@@ -2,8 +2,8 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from threading import Lock
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from threading import BoundedSemaphore, Lock
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -15,6 +15,9 @@ from ae_pipeline.common.text import first_line
 R = TypeVar("R")
 
 logger = logging.getLogger(__name__)
+
+_TURNS = BoundedSemaphore(2)
+"""Turns of threads on CUDA devices; see `device_turn`."""
 
 
 class Rows(Protocol):
@@ -65,25 +68,34 @@ def device_to_serve(name: str) -> torch.device:
 def prepare(device: torch.device) -> None:
     """Prepare this process for a device.
 
-    The convolutions of a CUDA device become reproducible: cuDNN chooses the same deterministic algorithm each time. On
-    the CPU, freed memory is kept for the next batch.
+    Freed memory is kept for the next batch. The convolutions of a CUDA device become reproducible: cuDNN chooses the
+    same deterministic algorithm each time.
     """
+    keep_freed_memory()
     if device.type == "cuda":
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-    else:
-        keep_freed_memory()
+
+
+def device_turn(device: torch.device) -> AbstractContextManager[Any]:
+    """Return a context manager that waits for a turn on a CUDA device, and for nothing on the CPU.
+
+    Two threads keep a device busy: one prepares its calls while those of the other run. More of them would only hinder
+    each other, and need memory on the device. A thread must not wait for a second turn while it has one.
+    """
+    return _TURNS if device.type == "cuda" else nullcontext()
 
 
 class _FullFloat32:
     """See `full_float32`."""
 
     def __init__(self) -> None:
-        self._lock, self._users, self._previous = Lock(), 0, ("none", "none")
+        self._lock, self._users = Lock(), 0
+        self._previous: _Precision = "none", "none", True
 
     def __enter__(self) -> None:
         with self._lock:
             if not self._users:
-                self._previous = _exchange_precision(("ieee", "ieee"))
+                self._previous = _exchange_precision(("ieee", "ieee", False))
             self._users += 1
 
     def __exit__(self, *_: object) -> None:
@@ -93,22 +105,31 @@ class _FullFloat32:
                 _exchange_precision(self._previous)
 
 
-def _exchange_precision(precision: tuple[str, str]) -> tuple[str, str]:
-    """Set the precision of float32 products on CUDA and on the CPU, and return the previous one."""
-    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # torch < 2.9
+_Precision = tuple[str, str, Any]
+"""Precision of float32 products on CUDA and on the CPU, and whether CUDA may sum products of bfloat16 in bfloat16."""
+
+
+def _exchange_precision(precision: _Precision) -> _Precision:
+    """Set the precision of products, and return the previous one."""
+    settings: Any = torch.backends
+    cuda, cpu = settings.cuda.matmul, settings.mkldnn.matmul
+    reduced = cuda.allow_bf16_reduced_precision_reduction
+    split_k = getattr(cuda, "allow_bf16_reduced_precision_reduction_split_k", None)  # torch >= 2.10
+    reduced = reduced if split_k is None else (reduced, split_k)
+    cuda.allow_bf16_reduced_precision_reduction = precision[2]
+    if not hasattr(cuda, "fp32_precision"):  # torch < 2.9
         legacy = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("highest" if precision[0] == "ieee" else precision[0])
-        return legacy, legacy
-    settings: Any = torch.backends
-    backends = settings.cuda.matmul, settings.mkldnn.matmul
-    previous = backends[0].fp32_precision, backends[1].fp32_precision
-    backends[0].fp32_precision, backends[1].fp32_precision = precision
+        return legacy, legacy, reduced
+    previous = cuda.fp32_precision, cpu.fp32_precision, reduced
+    cuda.fp32_precision, cpu.fp32_precision = precision[:2]
     return previous
 
 
 full_float32 = _FullFloat32()
-"""Context manager in which float32 products use no TF32 or bfloat16, also in a program that allows them.
+"""Context manager in which products are summed in float32, and those of float32 use no TF32 or bfloat16.
 
+It also holds in a program that allows other precisions.
 Torch has no setting for one product or one thread. Products of other threads are more exact meanwhile. The last of
 several threads restores the settings.
 """

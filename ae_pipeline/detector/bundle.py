@@ -29,8 +29,8 @@ from ae_pipeline.detector.network import FittedNetwork, Pictures
 from ae_pipeline.detector.raw_rows import RawScores, Table, build_raw_features, read_rows
 from ae_pipeline.detector.stored_window import read_window, window_facts
 from ae_pipeline.detector.tensors import check_detector, read_detector, tensors_of
+from ae_pipeline.encoding.blocks import Matrix
 from ae_pipeline.encoding.encoder import Encoder
-from ae_pipeline.encoding.table_encoder import Matrix
 from ae_pipeline.features.split import Window
 from ae_pipeline.ingestion.contract import SchemaContract
 from ae_pipeline.models.base import AutoEncoder

@@ -7,7 +7,8 @@ import numpy.typing as npt
 
 from ae_pipeline.config.display import Category, combination
 from ae_pipeline.detector.detector import Detector
-from ae_pipeline.encoding.table_encoder import MISSING, OTHER, BlockKind, TableEncoder
+from ae_pipeline.encoding.blocks import BlockKind
+from ae_pipeline.encoding.table_encoder import MISSING, OTHER, TableEncoder
 from ae_pipeline.scoring.cooccurrence import Cooccurrence
 
 

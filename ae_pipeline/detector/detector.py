@@ -11,11 +11,13 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from ae_pipeline.common.device import device_turn
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.config.service import Evidence
 from ae_pipeline.detector.network import FittedNetwork
+from ae_pipeline.encoding.blocks import Matrix
 from ae_pipeline.encoding.encoder import Encoder
-from ae_pipeline.encoding.table_encoder import Matrix, TableEncoder
+from ae_pipeline.encoding.table_encoder import TableEncoder
 from ae_pipeline.models.base import AutoEncoder, AutoEncoderOutput
 from ae_pipeline.models.losses import ReconstructionLoss
 from ae_pipeline.scoring.blocks import blocks
@@ -109,8 +111,10 @@ class Detector:
         """
 
         def score_batch(rows: pl.DataFrame) -> tuple[Matrix, Array]:
-            latents, scores = self.score_encoded(self.network.encode_batch(rows))
-            return latents.float().cpu().numpy(), scores.cpu().numpy()
+            x = self.network.encode_batch(rows)
+            with device_turn(x.device):
+                latents, scores = self.score_encoded(x)
+                return latents.float().cpu().numpy(), scores.cpu().numpy()
 
         none = np.empty((0, self.model.latent_dim), np.float32), np.empty(0)
         latents, scores = zip(none, *self.network.map_batches(score_batch, features), strict=True)
@@ -124,8 +128,10 @@ class Detector:
         """
 
         def score_batch(rows: pl.DataFrame) -> Array:
-            scores: Array = self.score_encoded(self.network.encode_batch(rows))[1].cpu().numpy()
-            return scores
+            x = self.network.encode_batch(rows)
+            with device_turn(x.device):
+                scores: Array = self.score_encoded(x)[1].cpu().numpy()
+                return scores
 
         slices = chain.from_iterable(map(self.network.batches, batches))
         return np.concatenate([np.empty(0), *self.network.map_all(score_batch, slices)])
@@ -146,8 +152,10 @@ class Detector:
         """
 
         def of_batch(rows: pl.DataFrame) -> tuple[Array, Array]:
-            latents, losses = self._latents_and_losses(self.network.encode_batch(rows))
-            return latents.cpu().numpy(), losses.cpu().numpy()
+            x = self.network.encode_batch(rows)
+            with device_turn(x.device):
+                latents, losses = self._latents_and_losses(x)
+                return latents.cpu().numpy(), losses.cpu().numpy()
 
         none = np.empty((0, self.model.latent_dim)), np.empty((0, self.part_count))
         latents, losses = zip(none, *self.network.map_batches(of_batch, features), strict=True)

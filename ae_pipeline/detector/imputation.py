@@ -10,8 +10,9 @@ from torch.nn.functional import one_hot
 
 from ae_pipeline.config.service import Evidence
 from ae_pipeline.detector.detector import Detector
+from ae_pipeline.encoding.blocks import BlockKind
 from ae_pipeline.encoding.event_time import EVENT_TIME
-from ae_pipeline.encoding.table_encoder import BlockKind, TableEncoder
+from ae_pipeline.encoding.table_encoder import TableEncoder
 from ae_pipeline.encoding.values import column_numbers, is_known_hour
 from ae_pipeline.models.base import AutoEncoderOutput
 

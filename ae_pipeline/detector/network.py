@@ -15,8 +15,9 @@ import torch
 from ae_pipeline.common.device import device_errors, prepare, shrinking
 from ae_pipeline.common.parallel import parallel_map
 from ae_pipeline.common.progress import ProgressLogger
+from ae_pipeline.encoding.blocks import Matrix
 from ae_pipeline.encoding.encoder import Encoder
-from ae_pipeline.encoding.table_encoder import Matrix, TableEncoder
+from ae_pipeline.encoding.table_encoder import TableEncoder
 from ae_pipeline.models.base import AutoEncoder, AutoEncoderOutput, rows_at_once
 from ae_pipeline.models.image_loss import ImageLoss
 from ae_pipeline.models.losses import ReconstructionLoss
@@ -232,10 +233,12 @@ class FittedNetwork:
         Raises:
             BundleError: A column is missing or has another type.
         """
-        encoded, device = torch.from_numpy(self.encoder.encode(rows)), self.device
+        device = self.device
         if device.type == "cuda":  # from pinned memory, the copy runs while other threads encode
-            return encoded.pin_memory().to(device, non_blocking=True).double()
-        return encoded.double()
+            pinned = torch.zeros(len(rows), *self.encoder.shape, pin_memory=True)
+            self.encoder.encode(rows, into=pinned.numpy())
+            return pinned.to(device, non_blocking=True).double()
+        return torch.from_numpy(self.encoder.encode(rows)).double()
 
     def forward(self, x: torch.Tensor) -> AutoEncoderOutput:
         """Return the output of the network for a batch of inputs, in float64 and without gradients."""

@@ -11,7 +11,8 @@ from ae_pipeline.common.errors import BundleError, TrainingError
 from ae_pipeline.config.columns import ColumnType, FeatureColumn, ImageShape
 from ae_pipeline.config.model import Scaling
 from ae_pipeline.config.section import Section
-from ae_pipeline.encoding.table_encoder import ColumnEncoding, LeftOut, Matrix
+from ae_pipeline.encoding.blocks import Matrix
+from ae_pipeline.encoding.table_encoder import ColumnEncoding, LeftOut
 
 _TYPE_RANGES = {"uint8": (0.0, 255.0), "uint16": (0.0, 65535.0)}
 """Lowest and highest value of the integer types of images."""
@@ -66,11 +67,12 @@ class ImageEncoder(Section):
         """Lowest and highest encoded value under unit and symmetric scaling."""
         return (self.low - self.offset[0]) / self.scale[0], (self.high - self.offset[0]) / self.scale[0]
 
-    def encode(self, features: pl.DataFrame) -> Matrix:
+    def encode(self, features: pl.DataFrame, into: Matrix | None = None) -> Matrix:
         """Encode images.
 
         Args:
             features: n rows with the image column. Other columns are ignored.
+            into: Array to write to, shape (n, channels, height, width). None for a new one.
 
         Returns:
             Shape (n, channels, height, width).
@@ -81,7 +83,7 @@ class ImageEncoder(Section):
         if self.name not in features.columns:
             raise BundleError(f"features lack column {self.name!r}, on which this model was fitted")
         offset, scale = (np.asarray(part, np.float32).reshape(-1, 1, 1) for part in (self.offset, self.scale))
-        encoded: Matrix = np.empty((features.height, *self.shape), np.float32)
+        encoded: Matrix = np.empty((features.height, *self.shape), np.float32) if into is None else into
         start = 0
         for values in pixel_batches(features[self.name], self.image):
             part = encoded[start : start + len(values)]

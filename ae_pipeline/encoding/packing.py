@@ -7,8 +7,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ae_pipeline.encoding.blocks import BlockKind, Matrix
 from ae_pipeline.encoding.encoder import Encoder
-from ae_pipeline.encoding.table_encoder import BlockKind, Matrix, TableEncoder
+from ae_pipeline.encoding.table_encoder import TableEncoder
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """Encode typed features as a float32 matrix, and decode it to values of the features."""
 
 from collections.abc import Mapping, Sequence
-from enum import StrEnum
 from functools import cached_property
 from typing import Any, Literal
 
@@ -15,47 +14,21 @@ from ae_pipeline.common.text import first_line
 from ae_pipeline.config.columns import MINUTES_PER_DAY, ColumnType
 from ae_pipeline.config.model import Scaling
 from ae_pipeline.config.section import Section
-from ae_pipeline.encoding.values import column_numbers, format_cycle, format_number, format_value, to_known_hours
-
-Matrix = npt.NDArray[np.float32]
+from ae_pipeline.encoding.blocks import Block, BlockKind, Matrix, as_slice, fill, positions
+from ae_pipeline.encoding.values import (
+    category_codes,
+    column_numbers,
+    format_cycle,
+    format_number,
+    format_value,
+    scaled_numbers,
+    to_known_hours,
+)
 
 OTHER, MISSING = "<other>", "<missing>"
 
-_MAX_SCALED = 1e6
-"""Scaled numbers are clipped to ± this value, so that their squares stay finite."""
-
 _CACHED_CELLS, _MIN_ROWS = 2**19, 1024
 """Cells of the matrix that are encoded at once, and the minimum of their rows."""
-
-
-class BlockKind(StrEnum):
-    """The meaning of a block of matrix columns. It determines the loss of its reconstruction."""
-
-    NUMERIC = "numeric"
-    CYCLIC = "cyclic"
-    BINARY = "binary"
-    CATEGORICAL = "categorical"
-
-
-class Block(Section):
-    """Adjacent matrix columns that encode one part of a feature.
-
-    A numeric block is one scaled value. A cyclic block is a sine and a cosine. A binary block is 1 for a missing value
-    and 0 otherwise. A categorical block is a one-hot code, with a code for rare or unseen values and one for missing
-    values.
-    """
-
-    column: str
-    part: str
-    kind: BlockKind
-    start: int
-    width: int
-    present: int | None = Field(default=None, description="Matrix column that is 1 where the value is missing.")
-
-    @property
-    def stop(self) -> int:
-        """One past the last matrix column."""
-        return self.start + self.width
 
 
 class LeftOut(Section):
@@ -83,6 +56,11 @@ class ColumnEncoding(Section):
         """Return the number of the training range that is nearest to a number, so that nobody expects −50 minutes."""
         low = number if self.lowest is None else max(number, self.lowest)
         return low if self.highest is None else min(low, self.highest)
+
+    @property
+    def is_number(self) -> bool:
+        """Whether the encoding is one scaled value."""
+        return self.type in {ColumnType.INTEGER, ColumnType.NUMBER}
 
     @property
     def is_category(self) -> bool:
@@ -163,11 +141,12 @@ class TableEncoder(Section):
             blocks[block.column].append(block)
         return blocks
 
-    def encode(self, features: pl.DataFrame) -> Matrix:
+    def encode(self, features: pl.DataFrame, into: Matrix | None = None) -> Matrix:
         """Encode features.
 
         Args:
             features: n rows with the fitted columns. Other columns are ignored.
+            into: Zeros to write to, shape (n, width). None for a new matrix.
 
         Returns:
             Matrix of shape (n, width).
@@ -181,7 +160,7 @@ class TableEncoder(Section):
                 f"features lack column {missing[0]!r}, on which this model was fitted; it needs "
                 f"{', '.join(column.name for column in self.inputs)}"
             )
-        matrix = np.zeros((features.height, self.width), dtype=np.float32)
+        matrix = np.zeros((features.height, self.width), dtype=np.float32) if into is None else into
         # Columns are written into rows, which is fast as long as the rows stay in the cache.
         step = max(_MIN_ROWS, _CACHED_CELLS // self.width)
         for first in range(0, max(features.height, 1), step):
@@ -189,21 +168,42 @@ class TableEncoder(Section):
         return matrix
 
     def _encode_into(self, matrix: Matrix, features: pl.DataFrame) -> None:
+        numbers = [column for column in self.inputs if column.is_number]
+        if numbers:
+            self._fill_numbers(matrix, numbers, features)
         for column in self.inputs:
-            values = features[column.name]
-            zone = self.timezone if column.type == ColumnType.TIMESTAMP else "UTC"  # dates can be midnights in UTC
-            try:
-                is_code = column.is_category
-                numbers = category_codes(values, column.vocabulary) if is_code else column_numbers(values, zone)
-            except pl.exceptions.PolarsError as error:
-                raise BundleError(
-                    f"column {column.name!r} holds {values.dtype}, which cannot be read as {column.type.value}: "
-                    f"{first_line(error)}"
-                ) from error
-            if column.hours:
-                numbers = to_known_hours(numbers.astype(np.float64), column.hours)
-            for block in self._blocks_of[column.name]:
-                _fill(matrix, block, column, numbers, self.scaling)
+            if not column.is_number:
+                values = self._values(column, features)
+                for block in self._blocks_of[column.name]:
+                    fill(matrix, block, values, self.scaling)
+
+    def _fill_numbers(self, matrix: Matrix, columns: Sequence[ColumnEncoding], features: pl.DataFrame) -> None:
+        """Encode columns of numbers at once, because threads wait for one another at each call."""
+        names = [column.name for column in columns]
+        try:
+            numbers = features.select(names).cast(pl.Float64).to_numpy(order="fortran").T
+        except pl.exceptions.PolarsError:
+            numbers = np.stack([self._values(column, features) for column in columns])  # names the column that fails
+        blocks = [(row, block) for row, name in enumerate(names) for block in self._blocks_of[name]]
+        rows, starts = positions(blocks, BlockKind.NUMERIC)
+        centers, scales = (np.array([[getattr(columns[row], name)] for row in rows]) for name in ("center", "scale"))
+        matrix[:, as_slice(starts)] = scaled_numbers(numbers[as_slice(rows)], centers, scales, self.scaling).T
+        rows, starts = positions(blocks, BlockKind.BINARY)
+        matrix[:, as_slice(starts)] = np.isnan(numbers[as_slice(rows)]).T
+
+    def _values(self, column: ColumnEncoding, features: pl.DataFrame) -> npt.NDArray[Any]:
+        """Return a column as numbers: codes of categories, and minutes of times."""
+        values = features[column.name]
+        zone = self.timezone if column.type == ColumnType.TIMESTAMP else "UTC"  # dates can be midnights in UTC
+        try:
+            is_code = column.is_category
+            numbers = category_codes(values, column.vocabulary) if is_code else column_numbers(values, zone)
+        except pl.exceptions.PolarsError as error:
+            raise BundleError(
+                f"column {column.name!r} holds {values.dtype}, which cannot be read as {column.type.value}: "
+                f"{first_line(error)}"
+            ) from error
+        return to_known_hours(numbers.astype(np.float64), column.hours) if column.hours else numbers
 
     def decode(self, expected: npt.NDArray[np.floating], features: pl.DataFrame) -> pl.DataFrame:
         """Decode expected values of the network to values of the features.
@@ -304,34 +304,3 @@ class TableEncoder(Section):
 
     def _encoding(self, column: str) -> ColumnEncoding:
         return next(entry for entry in self.inputs if entry.name == column)
-
-
-def _fill(matrix: Matrix, block: Block, encoding: ColumnEncoding, numbers: npt.NDArray[Any], scaling: Scaling) -> None:
-    middle = 0.5 if scaling == Scaling.UNIT else 0.0
-    match block.kind:
-        case BlockKind.NUMERIC:
-            with np.errstate(over="ignore"):
-                scaled = (numbers - encoding.center) / encoding.scale
-            scaled = np.nan_to_num(scaled, nan=middle)  # infinity becomes the largest float
-            is_robust = scaling == Scaling.ROBUST
-            matrix[:, block.start] = np.arcsinh(scaled) if is_robust else np.clip(scaled, -_MAX_SCALED, _MAX_SCALED)
-        case BlockKind.CYCLIC:
-            days, minutes = np.divmod(numbers, MINUTES_PER_DAY)
-            # Day 0, 1 January 1970, was a Thursday.
-            position = (days + 3) % 7 / 7 if block.part == "weekday" else minutes / MINUTES_PER_DAY
-            present, amplitude = ~np.isnan(position), 1.0 - middle
-            matrix[:, block.start : block.stop] = middle
-            matrix[present, block.start] = middle + amplitude * np.sin(2 * np.pi * position[present])
-            matrix[present, block.start + 1] = middle + amplitude * np.cos(2 * np.pi * position[present])
-        case BlockKind.BINARY:
-            matrix[:, block.start] = np.isnan(numbers)
-        case BlockKind.CATEGORICAL:
-            matrix[np.arange(len(numbers)), block.start + numbers] = 1.0
-
-
-def category_codes(values: pl.Series, vocabulary: Sequence[str]) -> npt.NDArray[np.int64]:
-    """Return the index of each value in a vocabulary of n; n for rare and unseen values, n + 1 for missing ones."""
-    known = values.cast(pl.String).cast(pl.Enum(vocabulary), strict=False).to_physical()
-    codes: npt.NDArray[np.int64] = known.cast(pl.Int64).fill_null(len(vocabulary)).to_numpy(writable=True)
-    codes[values.is_null().to_numpy()] = len(vocabulary) + 1
-    return codes

@@ -9,9 +9,10 @@ import polars as pl
 from ae_pipeline.common.errors import TrainingError
 from ae_pipeline.config.columns import ColumnType, FeatureColumn
 from ae_pipeline.config.model import EventTime, Scaling
+from ae_pipeline.encoding.blocks import Block, BlockKind
 from ae_pipeline.encoding.event_time import EVENT_TIME, fit_context
 from ae_pipeline.encoding.restatement import EventTimeParts
-from ae_pipeline.encoding.table_encoder import Block, BlockKind, ColumnEncoding, LeftOut, TableEncoder
+from ae_pipeline.encoding.table_encoder import ColumnEncoding, LeftOut, TableEncoder
 from ae_pipeline.encoding.values import column_numbers
 
 MAX_CATEGORIES = 1024

@@ -12,6 +12,10 @@ import numpy.typing as npt
 import polars as pl
 
 from ae_pipeline.config.columns import MINUTES_PER_DAY, ColumnType
+from ae_pipeline.config.model import Scaling
+
+_MAX_SCALED = 1e6
+"""Scaled numbers are clipped to ± this value, so that their squares stay finite."""
 
 _WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 
@@ -23,6 +27,31 @@ def column_numbers(values: pl.Series, timezone: str) -> npt.NDArray[np.float64]:
     if values.dtype.is_temporal():
         return values.cast(pl.Datetime("us")).cast(pl.Int64).cast(pl.Float64).to_numpy() / 60e6
     return values.cast(pl.Float64).to_numpy()
+
+
+def category_codes(values: pl.Series, vocabulary: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Return the index of each value in a vocabulary of n; n for rare and unseen values, n + 1 for missing ones."""
+    known = values.cast(pl.String).cast(pl.Enum(vocabulary), strict=False).to_physical()
+    codes: npt.NDArray[np.int64] = known.cast(pl.Int64).fill_null(len(vocabulary)).to_numpy(writable=True)
+    codes[values.is_null().to_numpy()] = len(vocabulary) + 1
+    return codes
+
+
+def scaled_numbers(numbers: npt.NDArray[Any], center: Any, scale: Any, scaling: Scaling) -> npt.NDArray[np.float64]:
+    """Return scaled numbers. NaN becomes the middle of the scale."""
+    with np.errstate(over="ignore"):
+        scaled: npt.NDArray[np.float64] = np.subtract(numbers, center)
+        scaled /= scale
+    is_robust = scaling == Scaling.ROBUST
+    highest = np.finfo(np.float64).max if is_robust else _MAX_SCALED  # infinity becomes the largest float
+    np.clip(scaled, -highest, highest, out=scaled)
+    np.copyto(scaled, middle_of(scaling), where=np.isnan(scaled))
+    return np.arcsinh(scaled, out=scaled) if is_robust else scaled
+
+
+def middle_of(scaling: Scaling) -> float:
+    """Return the value that stands for a missing number."""
+    return 0.5 if scaling == Scaling.UNIT else 0.0
 
 
 def to_known_hours(minutes: npt.NDArray[np.float64], hours: Sequence[int]) -> npt.NDArray[np.float64]:

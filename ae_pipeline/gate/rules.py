@@ -11,7 +11,7 @@ import torch
 from ae_pipeline.common.errors import BundleError
 from ae_pipeline.config.service import GateConfig
 from ae_pipeline.detector.bundle import ModelBundle
-from ae_pipeline.encoding.table_encoder import Matrix
+from ae_pipeline.encoding.blocks import Matrix
 from ae_pipeline.gate.blindness import NO_ALERTS, RecentAlerts, compare_sight
 from ae_pipeline.gate.evaluation import FAULT_QUANTILE, Errors, GateMetrics, column_scales, evaluate_model
 from ae_pipeline.gate.planted_faults import plant_faults

@@ -21,7 +21,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 _CPU = torch.device("cpu")
-_MAX_BATCH, _MAX_CUDA_BATCH = (8192, 2**21), (65_536, 2**22)
+_MAX_BATCH, _MAX_CUDA_BATCH, _MAX_CUDA_TABLE = (8192, 2**21), (65_536, 2**22), (131_072, 2**23)
 """Upper limits on the rows and the inputs of a batch for inference. Smaller batches leave a CUDA device idle."""
 
 
@@ -147,7 +147,8 @@ class AutoEncoder(nn.Module):
 
 def rows_at_once(shape: Sequence[int], device: torch.device = _CPU) -> int:
     """Return the batch size for inference on inputs of a shape. Larger inputs get smaller batches."""
-    rows, elements = _MAX_BATCH if device.type == "cpu" else _MAX_CUDA_BATCH
+    on_cuda = _MAX_CUDA_TABLE if len(shape) == 1 else _MAX_CUDA_BATCH
+    rows, elements = _MAX_BATCH if device.type == "cpu" else on_cuda
     return max(1, min(rows, elements // math.prod(shape)))
 
 

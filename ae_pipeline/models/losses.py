@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ae_pipeline.config.model import LossTerm
-from ae_pipeline.encoding.table_encoder import Block, BlockKind
+from ae_pipeline.encoding.blocks import Block, BlockKind
 from ae_pipeline.models.base import AutoEncoderOutput
 
 

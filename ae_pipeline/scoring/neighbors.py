@@ -33,10 +33,16 @@ _GROUPS = 64
 """Groups of references. Only the groups with the highest bounds are looked at in detail."""
 
 _SAMPLED, _MAX_PAIRS = 256, 8
-"""References that the type of the product is chosen with, and the mean of those to measure up to which it suits."""
+"""References that the type of the product is chosen with, and the mean of further ones to measure that suits it."""
 
 _MAX_COLLECTED = 2**18
 """Pairs of row and reference from which they are reduced, so that many ties need little memory."""
+
+_TENSOR_CORES = (8, 0)
+"""Compute capability from which a CUDA device has tensor cores for bfloat16."""
+
+_SUM_ERROR = 2.2
+"""Rounding error of one addition in units of the precision of float32. Tensor cores cut digits off."""
 
 _INTEGERS = {torch.bfloat16: torch.int16, torch.float32: torch.int32}
 """Integers of the same size. Positive numbers have the same order as the integers of their bits."""
@@ -57,7 +63,8 @@ class NearestNeighbors:
         offset: Closeness of a reference that is as far from a row as the center is. With it, the highest bound of a row
             is positive.
         share: Rounding error of a sum in float32, as a share of the sum of its absolute terms.
-        factors: Matrix that takes the rows of `_augmented` to bounds, shape (width + 4, m), bfloat16 or float32.
+        factors: Matrix that takes the rows of `_augmented` to bounds, shape (width + 4 or more, m), bfloat16 or
+            float32. The last rows may be zero.
         ends: For each count, the number of references with padding.
     """
 
@@ -73,12 +80,14 @@ class NearestNeighbors:
         """Return the Euclidean distances of rows, shape (n, width), for each count, shape (n, counts)."""
         nearest, index = self._closest(rows, self.ends)
         is_equal = self._is_equal(nearest, rows, index)
-        for count, end in enumerate(self.ends):
-            equal = is_equal[:, count].nonzero().squeeze(1)
-            if len(equal):
-                second, other = self._closest(rows[equal], (end,), index[equal, count])
-                is_copy = self._is_equal(second, rows[equal], other)
-                nearest[equal, count] = torch.where(is_copy, 0.0, second).squeeze(1)
+        # A row that equals one of the first references equals it up to each later end, too.
+        equal = is_equal[:, -1].nonzero().squeeze(1)
+        if len(equal):
+            first_end = is_equal[equal].int().argmax(1)
+            left_out = index[equal, first_end]
+            second, other = self._closest(rows[equal], self.ends, left_out)
+            second = second.masked_fill_(self._is_equal(second, rows[equal], other), 0.0)
+            nearest[equal] = torch.where(is_equal[equal], second, nearest[equal])
         return nearest.sqrt()
 
     def _is_equal(self, squares: Tensor, rows: Tensor, index: Tensor) -> Tensor:
@@ -94,68 +103,94 @@ class NearestNeighbors:
         """
         nearest = rows.new_full((len(rows), len(ends)), torch.inf)
         index = torch.zeros_like(nearest, dtype=torch.long)
-        for row, candidate, distances in self._pairs(rows, ends, left_out):
+        for row, candidate in self._pairs(rows, nearest, index, ends, left_out):
+            distances = self._squares_of_pairs(rows, row, candidate)
             for count, end in enumerate(ends):
                 counted = distances.masked_fill(candidate >= end, torch.inf)
                 lowest = nearest[:, count].scatter_reduce_(0, row, counted, "amin")
-                is_closest = (counted == lowest.index_select(0, row)).nonzero().squeeze(1)
-                index[row[is_closest], count] = candidate[is_closest]
+                closest = candidate.masked_fill(counted > lowest.index_select(0, row), -1)
+                closer = torch.full_like(index[:, count], -1).scatter_reduce_(0, row, closest, "amax")
+                index[:, count] = torch.where(closer < 0, index[:, count], closer)
         return nearest, index
 
     def _pairs(
-        self, rows: Tensor, ends: tuple[int, ...], left_out: Tensor | None
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield the pairs of row and reference that `_closest` has to measure, and their squared distances.
+        self, rows: Tensor, nearest: Tensor, index: Tensor, ends: tuple[int, ...], left_out: Tensor | None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Measure the reference with the highest bound for each row, and yield the pairs that may be closer.
 
         All pairs of a row come together. Most come at once: only rows with many ties have many pairs.
+
+        Args:
+            rows: Shape (n, width).
+            nearest: Set to the squared distance of the measured reference, shape (n, ends).
+            index: Set to the index of the measured reference, shape (n, ends).
+            ends: Ascending numbers of references.
+            left_out: Reference that each row is not compared with, shape (n,).
         """
         augmented, offsets = self._augmented(rows)
         factors = self.factors[:, : ends[-1]]
         size = max(1, len(blocks(augmented, self.factors.shape[1] // _CALLS_SHARE)[0]))
         # One buffer for all blocks: new memory costs as much as the product that fills it.
         buffer = self.factors.new_empty(size, factors.shape[1])
-        pairs: list[tuple[Tensor, Tensor, Tensor]] = []
+        pairs: list[tuple[Tensor, Tensor]] = []
         with full_float32:
             for first in range(0, len(rows), size):
                 block = slice(first, first + size)
                 bounds = torch.mm(augmented[block], factors, out=buffer[: len(augmented[block])])
                 if left_out is not None:
                     bounds.scatter_(1, left_out[block].unsqueeze(1), -torch.inf)
-                row, candidate = self._candidates(rows[block], offsets[block], bounds, ends)
-                row += first
-                pairs.append((row, candidate, self._squares_of_pairs(rows, row, candidate)))
+                row, candidate = self._candidates(
+                    rows[block], offsets[block], bounds, nearest[block], index[block], ends
+                )
+                pairs.append((row.add_(first), candidate))
                 if first + size >= len(rows) or sum(len(each[0]) for each in pairs) >= _MAX_COLLECTED:
-                    row, candidate, distances = map(torch.cat, zip(*pairs, strict=True))
-                    yield row, candidate, distances
+                    row, candidate = map(torch.cat, zip(*pairs, strict=True))
+                    yield row, candidate
                     pairs.clear()
 
     def _candidates(
-        self, rows: Tensor, offsets: Tensor, bounds: Tensor, ends: tuple[int, ...]
+        self,
+        rows: Tensor,
+        offsets: Tensor,
+        bounds: Tensor,
+        nearest: Tensor,
+        index: Tensor,
+        ends: tuple[int, ...],
     ) -> tuple[Tensor, Tensor]:
-        """Return the pairs of row and reference that may be as close as the best reference up to the first end.
+        """Measure the reference with the highest bound up to the first end, and return the pairs that may be closer.
 
         Args:
             rows: Shape (n, width).
             offsets: Closeness of a reference at distance zero, shape (n,).
             bounds: Upper bounds of the closeness, shape (n, references).
+            nearest: Set to the squared distance of the measured reference, shape (n, ends).
+            index: Set to the index of the measured reference, shape (n, ends).
             ends: Ascending numbers of references.
         """
         every, parts = torch.arange(len(rows), device=rows.device), []
-        limit = offsets.new_full(offsets.shape, -torch.inf)
         for first, end in itertools.pairwise((0, *self.ends)):
             if first == end or end > ends[-1]:
                 continue
             # The references of a group are as far apart as there are groups: vectors then hold one of each group.
             grouped = bounds[:, first:end].unflatten(1, (-1, _GROUPS))
             # Integers are compared, because processors have no instructions for the highest of several bfloat16.
-            highest = grouped.view(_INTEGERS[bounds.dtype]).amax(1).clamp_(min=0)
-            parts.append((first, grouped, highest))
+            integers = grouped.view(_INTEGERS[bounds.dtype])
+            highest = integers.amax(1).clamp_(min=0)
             if end <= ends[0]:
                 group = highest.argmax(1)
-                bound, within = grouped[every, :, group].float().max(1)
-                closeness = offsets - self._squares(rows, torch.add(group, within, alpha=_GROUPS).add_(first))
+                within_group = integers[every, :, group]
+                bound, within = within_group.max(1)
+                best = torch.add(group, within, alpha=_GROUPS).add_(first)
                 # A group may have no reference but the one that is left out. All others are then measured.
-                limit = torch.maximum(limit, closeness.masked_fill_(bound == -torch.inf, -torch.inf))
+                squares = self._squares(rows, best).masked_fill_(bound < 0, torch.inf)
+                is_closer = squares < nearest[:, 0]
+                nearest.copy_(torch.where(is_closer, squares, nearest[:, 0]).unsqueeze(1))
+                index.copy_(torch.where(is_closer, best, index[:, 0]).unsqueeze(1))
+                # The others of the group are still to be compared.
+                rest = within_group.scatter_(1, within.unsqueeze(1), -1).amax(1).clamp_(min=0)
+                highest.scatter_(1, group.unsqueeze(1), rest.unsqueeze(1))
+            parts.append((first, grouped, highest))
+        limit = offsets - nearest[:, 0]
         # Rounding keeps the order, so that a bound of at least the limit is also at least the rounded limit.
         rounded = (limit - 1e-6 * limit.abs()).to(bounds.dtype).clamp_(min=torch.finfo(bounds.dtype).min).unsqueeze(1)
         pairs = []
@@ -178,15 +213,16 @@ class NearestNeighbors:
 
     def is_selective(self) -> bool:
         """Return whether the bounds leave few references to measure, for some references as rows."""
-        index = self.norms.isfinite().nonzero().squeeze(1)
-        index = index[:: max(1, len(index) // _SAMPLED)]
-        pairs = self._pairs(self.references[index], self.ends[-1:], index)
-        return sum(len(row) for row, *_ in pairs) <= _MAX_PAIRS * len(index)
+        sample = self.norms.isfinite().nonzero().squeeze(1)
+        sample = sample[:: max(1, len(sample) // _SAMPLED)]
+        nearest, index = self.references.new_full((len(sample), 1), torch.inf), sample.new_zeros((len(sample), 1))
+        pairs = self._pairs(self.references[sample], nearest, index, self.ends[-1:], sample)
+        return sum(len(row) for row, _ in pairs) <= _MAX_PAIRS * len(sample)
 
     def _augmented(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return what a product with the factors makes bounds of, and the closeness of a reference at distance zero.
 
-        The columns are the centered row, two ones, the rounding error of the row, and its norm.
+        The columns are the centered row, two ones, the rounding error of the row, its norm, and zeros.
         """
         centered = rows - self.center
         rounded = centered.to(self.factors.dtype)
@@ -194,7 +230,9 @@ class NearestNeighbors:
         norms = squares.sqrt()
         errors = (centered - rounded).square_().sum(1).sqrt() + self.share * norms
         ends = _rounded_up(torch.stack([errors, norms], 1), rounded.dtype)
-        return torch.cat([rounded, rounded.new_ones(len(rows), 2), ends], 1), squares + self.offset
+        columns = [rounded, rounded.new_ones(len(rows), 2), ends]
+        columns.append(rounded.new_zeros(len(rows), len(self.factors) - sum(part.shape[1] for part in columns)))
+        return torch.cat(columns, 1), squares + self.offset
 
 
 def nearest_neighbors(references: Tensor, counts: Sequence[int]) -> NearestNeighbors:
@@ -225,8 +263,10 @@ def nearest_neighbors(references: Tensor, counts: Sequence[int]) -> NearestNeigh
 
 def _multiplies_bfloat16(device: torch.device) -> bool:
     """Return whether a device multiplies bfloat16 faster than float32, with sums in float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= _TENSOR_CORES
     has_instructions = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)
-    return bool(device.type == "cpu" and torch.backends.mkldnn.is_available() and has_instructions())
+    return bool(torch.backends.mkldnn.is_available() and has_instructions())
 
 
 def _with_products_in(
@@ -234,7 +274,7 @@ def _with_products_in(
 ) -> NearestNeighbors:
     """Return the distances to references, shape (m, width), whose bounds are computed in a type."""
     offset = 1.01 * float((references - center).square().sum(1).mean())
-    share = 1.1 * (references.shape[1] + 8) * torch.finfo(torch.float32).eps / 2
+    share = _SUM_ERROR * (references.shape[1] + 8) * torch.finfo(torch.float32).eps
     table = _factors(references - center, offset, share, dtype)
     tables, padded, ends, first = [], [], [], 0
     for count in counts:
@@ -246,14 +286,15 @@ def _with_products_in(
         padded.append(pad(references[first:count], (0, 0, 0, missing), value=torch.nan))
         ends.append(sum(map(len, padded)))
         first = count
-    whole = torch.cat(padded)
+    whole, factors = torch.cat(padded), torch.cat(tables).T
     return NearestNeighbors(
         references=whole,
         norms=whole.square().sum(1),
         center=center,
         offset=offset,
         share=share,
-        factors=torch.cat(tables).T.contiguous(),
+        # A product is faster if the number of factors of each is a multiple of eight.
+        factors=pad(factors, (0, 0, 0, -len(factors) % 8)).contiguous(),
         ends=tuple(ends),
     )
 

@@ -12,7 +12,7 @@ from ae_pipeline.common.device import prepare
 from ae_pipeline.common.errors import ConfigError
 from ae_pipeline.config.model import TrainingConfig
 from ae_pipeline.detector.facts import Epoch
-from ae_pipeline.encoding.table_encoder import Matrix
+from ae_pipeline.encoding.blocks import Matrix
 from ae_pipeline.engine.mapping import VARIABLE, Engine, selected_engine
 from ae_pipeline.models.base import AutoEncoder
 from ae_pipeline.models.corruption import Corruption

@@ -20,9 +20,10 @@ from ae_pipeline.detector.detector import Detector
 from ae_pipeline.detector.facts import Epoch, TrainingFacts, library_versions
 from ae_pipeline.detector.image_verdicts import count_images
 from ae_pipeline.detector.network import FittedNetwork
+from ae_pipeline.encoding.blocks import Matrix
 from ae_pipeline.encoding.encoder import Encoder, context_width, fit_encoder
 from ae_pipeline.encoding.packing import Packing
-from ae_pipeline.encoding.table_encoder import Matrix, TableEncoder
+from ae_pipeline.encoding.table_encoder import TableEncoder
 from ae_pipeline.features.sizes import choose_batch_size, choose_budget
 from ae_pipeline.features.split import Window, sample_rows
 from ae_pipeline.models.base import AutoEncoder

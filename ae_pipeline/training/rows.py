@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ae_pipeline.common.parallel import prefetch
+from ae_pipeline.encoding.blocks import Matrix
 from ae_pipeline.encoding.packing import Packing
-from ae_pipeline.encoding.table_encoder import Matrix
 from ae_pipeline.storage.files import make_folder, translate_os_error
 
 logger = logging.getLogger(__name__)

@@ -8,8 +8,9 @@ import polars as pl
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.config.service import Evidence
 from ae_pipeline.detector.detector import Detector
+from ae_pipeline.encoding.blocks import BlockKind, Matrix
 from ae_pipeline.encoding.encoder import Encoder
-from ae_pipeline.encoding.table_encoder import BlockKind, Matrix, TableEncoder
+from ae_pipeline.encoding.table_encoder import TableEncoder
 from ae_pipeline.scoring.cooccurrence import Cooccurrence, fit_cooccurrence
 from ae_pipeline.scoring.tails import fit_tails
 

@@ -11,8 +11,9 @@ from ae_pipeline.common.errors import BundleError
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.detector.network import FittedNetwork
+from ae_pipeline.encoding.blocks import Block, BlockKind
 from ae_pipeline.encoding.encoder import Encoder
-from ae_pipeline.encoding.table_encoder import Block, BlockKind, TableEncoder
+from ae_pipeline.encoding.table_encoder import TableEncoder
 from ae_pipeline.models.base import AutoEncoder
 from ae_pipeline.models.losses import LikelihoodLoss, ReconstructionLoss
 from ae_pipeline.training.regularizer import LatentRegularizer

@@ -13,8 +13,9 @@ import pytest
 from ae_pipeline.common.errors import BundleError, TrainingError
 from ae_pipeline.config.columns import ColumnType, FeatureColumn
 from ae_pipeline.config.model import EventTime, Scaling
+from ae_pipeline.encoding.blocks import Block, BlockKind, Matrix
 from ae_pipeline.encoding.encoder import read_encoder
-from ae_pipeline.encoding.table_encoder import Block, BlockKind, Matrix, TableEncoder
+from ae_pipeline.encoding.table_encoder import TableEncoder
 from ae_pipeline.encoding.table_fitting import fit_table_encoder
 from tests.support.sensors import Fitted
 

@@ -8,7 +8,7 @@ import torch
 
 from ae_pipeline.config.model import TrainingConfig
 from ae_pipeline.config.pipeline import PipelineConfig
-from ae_pipeline.encoding.table_encoder import Block, BlockKind
+from ae_pipeline.encoding.blocks import Block, BlockKind
 from ae_pipeline.models.base import AutoEncoder
 from ae_pipeline.models.corruption import build_corruption
 from ae_pipeline.models.factory import build_model

@@ -11,7 +11,8 @@ from torch.distributions import Bernoulli, Categorical, Normal
 
 from ae_pipeline.config.columns import ColumnType, FeatureColumn
 from ae_pipeline.config.model import LossTerm, Scaling
-from ae_pipeline.encoding.table_encoder import Block, BlockKind, TableEncoder
+from ae_pipeline.encoding.blocks import Block, BlockKind
+from ae_pipeline.encoding.table_encoder import TableEncoder
 from ae_pipeline.encoding.table_fitting import fit_table_encoder
 from ae_pipeline.models.base import AutoEncoderOutput
 from ae_pipeline.models.image_loss import ImageLoss

@@ -17,7 +17,8 @@ from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.detector.detector import Detector
 from ae_pipeline.detector.explanation import because
 from ae_pipeline.detector.imputation import impute
-from ae_pipeline.encoding.table_encoder import BlockKind, TableEncoder
+from ae_pipeline.encoding.blocks import BlockKind
+from ae_pipeline.encoding.table_encoder import TableEncoder
 from ae_pipeline.scoring import cooccurrence
 from ae_pipeline.scoring.cooccurrence import Cooccurrence, fit_cooccurrence
 from tests.support.arrays import apply

@@ -178,8 +178,11 @@ def test_bounds_use_no_tf32_where_a_program_allows_it(monkeypatch: pytest.Monkey
     cuda, mkldnn = settings.cuda.matmul, settings.mkldnn.matmul
     seen = []
 
+    def now() -> tuple[str, str, bool]:
+        return cuda.fp32_precision, mkldnn.fp32_precision, cuda.allow_bf16_reduced_precision_reduction
+
     def spy(*args: Tensor, **options: Tensor) -> Tensor:
-        seen.append((cuda.fp32_precision, mkldnn.fp32_precision))
+        seen.append(now())
         return product(*args, **options)
 
     product = torch.mm
@@ -190,8 +193,8 @@ def test_bounds_use_no_tf32_where_a_program_allows_it(monkeypatch: pytest.Monkey
         torch.set_float32_matmul_precision("medium")
         with full_float32:  # of another thread
             nearest_neighbors(references, [20])(references)
-        after = cuda.fp32_precision, mkldnn.fp32_precision
+        after = now()
     finally:
         torch.set_float32_matmul_precision("highest")
     # Each row equals a reference, so a second product leaves it out.
-    assert (seen, after) == ([("ieee", "ieee")] * 2, ("tf32", "bf16"))
+    assert (seen, after) == ([("ieee", "ieee", False)] * 2, ("tf32", "bf16", True))

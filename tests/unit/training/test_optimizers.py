@@ -17,7 +17,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from ae_pipeline.config.columns import ColumnType, FeatureColumn
 from ae_pipeline.config.model import LossTerm, TrainingConfig
 from ae_pipeline.config.pipeline import PipelineConfig
-from ae_pipeline.encoding.table_encoder import Block, BlockKind, TableEncoder
+from ae_pipeline.encoding.blocks import Block, BlockKind
+from ae_pipeline.encoding.table_encoder import TableEncoder
 from ae_pipeline.models.base import AutoEncoder, AutoEncoderOutput
 from ae_pipeline.models.corruption import build_corruption
 from ae_pipeline.models.factory import build_model
