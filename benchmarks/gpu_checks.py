@@ -43,7 +43,7 @@ def run_contracts(device: torch.device, seconds: float) -> str:
     """Run the contract suite on the device for at most some seconds, and return its last line."""
     if importlib.util.find_spec("pytest") is None:
         return "pytest is not installed"
-    command = [sys.executable, "-m", "pytest", "tests/contract/test_architectures.py", "-q", "-k", device.type]
+    command = [sys.executable, "-m", "pytest", "tests/contract/test_architectures.py", "-k", device.type]
     command += ["-p", "no:benchmark"]  # this plugin warns beside xdist, and warnings are errors
     if importlib.util.find_spec("xdist") is not None:
         command += ["-n", str(min(8, os.cpu_count() or 1))]
