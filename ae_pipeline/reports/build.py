@@ -64,6 +64,7 @@ class Report:
         charts: Charts of the newest day of this run.
         strangest: Rows with the highest scores on the days of this run.
         labels: Measures against the label; None without a label.
+        images: Verdicts on images; None unless rows are patches, or have masks.
         gallery: Pictures; None if rows are not images.
         drift: Drift of all days; empty without event time.
         filling: The newest day, if it is still filling.
@@ -89,6 +90,7 @@ class Report:
     charts: Sequence[Chart]
     strangest: tuple[RankedRow, ...]
     labels: Labels | None
+    images: ImageReport | None
     gallery: Gallery | None
     drift: tuple[DayDrift, ...]
     filling: FillingDay | None = None
@@ -168,7 +170,7 @@ def build_report(
     context = _write_pages(published, ranked, run_id, labels, gallery, images, marks)
     unfinished.unlink()
     reported = [day for day in all_reported if day.day in set(days)]
-    return _report(reported, ranked, published, context, labels, gallery)
+    return _report(reported, ranked, published, context, labels, images, gallery)
 
 
 def _outdated_days(files: Mapping[str, PublishedDay], dataset: Dataset) -> set[str]:
@@ -211,6 +213,7 @@ def _report(
     published: Published,
     context: PageContext,
     labels: Labels | None,
+    images: ImageReport | None,
     gallery: Gallery | None,
 ) -> Report:
     """Return the result of a run over `days`; the page over all days assesses the newest complete day."""
@@ -246,6 +249,7 @@ def _report(
             tuple(as_rows(of_run.head(config.alerts.report_rows), config.timezone))
         ),
         labels=labels,
+        images=images,
         gallery=gallery,
         drift=tuple(published.drift),
         filling=filling,

@@ -18,7 +18,7 @@ from ae_pipeline.ingestion.patches import PATCH_COLUMNS
 from ae_pipeline.latents.images import publish_images
 from ae_pipeline.latents.read import PublishedDay
 from ae_pipeline.reports.heat_pictures import HeatPictures, heat_pictures
-from ae_pipeline.reports.labels import Measures, false_alarm_ids, measure, seen_rows
+from ae_pipeline.reports.labels import LabeledRow, Measures, false_alarm_ids, highest, measure, seen_rows
 from ae_pipeline.scoring.pixels import PixelMeasures, PixelMeter
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import whole
@@ -57,6 +57,8 @@ class ImageReport:
         top_images: Images with the highest scores.
         all_images: Measures over all images with a known label; None without a label.
         held_out: Measures over those that the network was not fitted on; None if these are unknown.
+        misses: Known anomalies that are not flagged, at most 20, the highest score first.
+        false_alarms: Flagged images that are known to be normal, at most 20, the highest score first.
         pixels: Heat maps of held-out images measured against masks; None without masks.
         maps: Heat maps of the most anomalous images; None if each row is an image.
     """
@@ -71,6 +73,8 @@ class ImageReport:
     all_images: Measures | None
     held_out: Measures | None
     pixels: PixelMeasures | None
+    misses: tuple[LabeledRow, ...] = ()
+    false_alarms: tuple[LabeledRow, ...] = ()
     maps: HeatPictures | None = None
 
     def for_summary(self) -> dict[str, Any]:
@@ -113,6 +117,8 @@ def report_images(
         all_images=_measure(labeled) if has_label else None,
         held_out=_measure(labeled.filter("held_out")) if has_label and is_known else None,
         pixels=pixels,
+        misses=_listed(images.filter(pl.col(LABEL) & ~pl.col("is_anomaly")), dataset),
+        false_alarms=_listed(images.filter(~pl.col(LABEL) & pl.col("is_anomaly")), dataset),
         maps=heat_pictures(files, dataset, bundle, model_version),
     )
 
@@ -138,6 +144,13 @@ def _top_images(images: pl.DataFrame) -> Iterator[ListedImage]:
         label = {True: "anomaly", False: "normal", None: ""}[row[LABEL]]
         names = (IMAGE_ID, "score", "p_value", "is_anomaly", "strangest")
         yield ListedImage(**{name: row[name] for name in names}, label=label)
+
+
+def _listed(images: pl.DataFrame, dataset: Dataset) -> tuple[LabeledRow, ...]:
+    """Return the images with the highest scores, at most 20."""
+    local = pl.col("event_time").dt.convert_time_zone(dataset.config.timezone).dt.date().cast(pl.String)
+    day = local if dataset.config.is_daily else pl.lit(ALL_ROWS)
+    return highest(images.select(pl.col(IMAGE_ID).alias("row_id"), day.alias("day"), "score"))
 
 
 def _measure(images: pl.DataFrame) -> Measures:

@@ -173,8 +173,8 @@ def measure_labels(files: Mapping[str, PublishedDay], dataset: Dataset, bundle: 
     misses, alarms = (pl.DataFrame(schema=_LISTED) for _ in range(2))
     for day in sorted(files):
         rows = _with_marks(scored_and_known(files[day], paths), real, false_alarms)
-        misses = _highest(misses, rows.filter(pl.col(LABEL) & ~pl.col("is_anomaly")), day)
-        alarms = _highest(alarms, rows.filter(~pl.col(LABEL) & pl.col("is_anomaly")), day)
+        misses = _with_day(misses, rows.filter(pl.col(LABEL) & ~pl.col("is_anomaly")), day)
+        alarms = _with_day(alarms, rows.filter(~pl.col(LABEL) & pl.col("is_anomaly")), day)
         unseen = ~pl.col("row_id").is_in(seen.implode()) if seen is not None else pl.lit(day not in fitted_days)
         unseen &= ~pl.col("row_id").is_in(learned.implode())
         parts.append(rows.select("score", "is_anomaly", LABEL, unseen.alias("new")))
@@ -188,15 +188,23 @@ def measure_labels(files: Mapping[str, PublishedDay], dataset: Dataset, bundle: 
         all_rows=_measure(labeled),
         held_out=_measure(labeled.filter("new")) if is_seen_known else None,
         held_out_is=message,
-        misses=tuple(LabeledRow(*row) for row in misses.iter_rows()),
-        false_alarms=tuple(LabeledRow(*row) for row in alarms.iter_rows()),
+        misses=highest(misses),
+        false_alarms=highest(alarms),
     )
 
 
-def _highest(highest: pl.DataFrame, rows: pl.DataFrame, day: str) -> pl.DataFrame:
-    """Return the rows with the highest scores of the highest so far and those of a day."""
-    both = pl.concat([highest, rows.select("row_id", pl.lit(day).alias("day"), "score")])
-    return both.sort("score", "row_id", descending=[True, False]).head(_MAX_LISTED)
+def _with_day(rows: pl.DataFrame, of_day: pl.DataFrame, day: str) -> pl.DataFrame:
+    """Return the rows with the highest scores of those so far and those of a day."""
+    return _sorted(pl.concat([rows, of_day.select("row_id", pl.lit(day).alias("day"), "score")]))
+
+
+def _sorted(rows: pl.DataFrame) -> pl.DataFrame:
+    return rows.sort("score", "row_id", descending=[True, False]).head(_MAX_LISTED)
+
+
+def highest(rows: pl.DataFrame) -> tuple[LabeledRow, ...]:
+    """Return the rows with the highest scores, at most 20; they have `row_id`, `day` and `score`."""
+    return tuple(LabeledRow(*row) for row in _sorted(rows).iter_rows())
 
 
 def normal_scores(days: Sequence[PublishedDay], dataset: Dataset) -> Array:

@@ -39,7 +39,7 @@ from ae_pipeline.reports.summary import assessment_json, day_count, read_summary
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 
-_CONTEXT_VERSION = 7
+_CONTEXT_VERSION = 8
 """Increased whenever the templates need other variables."""
 
 _CONSTANTS = {

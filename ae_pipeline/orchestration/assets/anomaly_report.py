@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from ae_pipeline.monitoring.verdict import DayAssessment
     from ae_pipeline.reports.build import Report
     from ae_pipeline.reports.gallery import Gallery
-    from ae_pipeline.reports.labels import Labels
 
 _DESCRIPTION = """\
 **The highest-scoring rows and why they stand out.** Ranked rows with the columns that explain their score, as Parquet,
@@ -106,7 +105,7 @@ def build_anomaly_report(config: PipelineConfig) -> dg.AssetsDefinition:
                 "alerts": dg.MetadataValue.path(paths.address(report.alerts)),
                 "rows_of_run": report.rows,
                 "rows_of_run_flagged": report.flagged,
-                **(_label_metadata(report.labels) if report.labels else {}),
+                **_label_metadata(report),
             },
             data_version=joint_version(day.content_hash for day in report.days),
             check_results=_check_results(context, reported),
@@ -194,12 +193,18 @@ def _assessment(assessment: "DayAssessment") -> dg.MarkdownMetadataValue:
     return dg.MetadataValue.md("\n\n".join(part for part in parts if part))
 
 
-def _label_metadata(labels: "Labels") -> dict[str, float]:
-    whole, held_out = labels.all_rows, labels.held_out
+def _label_metadata(report: "Report") -> dict[str, float]:
+    """Return the measures against the label: of images where rows are their patches, and otherwise of rows."""
+    if report.images and report.images.all_images:
+        unit, whole, held_out = "images", report.images.all_images, report.images.held_out
+    elif report.labels:
+        unit, whole, held_out = "rows", report.labels.all_rows, report.labels.held_out
+    else:
+        return {}
     figures = {
         "known_anomalies": whole.anomalies,
         "known_anomalies_flagged": whole.anomalies_flagged,
-        "normal_rows_flagged": whole.normal_flagged,
+        f"normal_{unit}_flagged": whole.normal_flagged,
         "auroc": whole.auroc,
         "average_precision": whole.average_precision,
         "auroc_held_out": held_out.auroc if held_out else None,

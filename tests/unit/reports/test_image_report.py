@@ -33,6 +33,7 @@ from ae_pipeline.features.split import GATE, PARTS, cut_window
 from ae_pipeline.latents.images import IMAGES, has_images, publish_images, read_images
 from ae_pipeline.latents.read import published_days, read_latents
 from ae_pipeline.monitoring.budget import ImageCounts
+from ae_pipeline.orchestration.assets import anomaly_report
 from ae_pipeline.registry.store import Tracker
 from ae_pipeline.reports import image_report
 from ae_pipeline.reports.build import Report
@@ -40,6 +41,7 @@ from ae_pipeline.reports.explore import row_page
 from ae_pipeline.reports.explore_latents import latents_page
 from ae_pipeline.reports.heat_pictures import export_maps
 from ae_pipeline.reports.image_report import report_images
+from ae_pipeline.reports.labels import LabeledRow
 from ae_pipeline.reports.ranking import ranking_hash
 from ae_pipeline.scoring.calibration import calibrate
 from ae_pipeline.storage.dataset import Dataset
@@ -188,6 +190,57 @@ def test_the_page_shows_the_images_first(report: Report) -> None:
     assert text.index(f"of {TRAIN + TEST} images are flagged") < text.index("Most anomalous rows")
     assert "the mean of the 2 highest scores of its patches" in text.replace("\n", " ")
     assert text.count("test/square/") >= BAD
+
+
+def test_the_page_counts_images_where_it_speaks_of_known_anomalies(report: Report) -> None:
+    assert report.images is not None
+    images, page = report.images, Text(report.page.read_text()).text
+    whole = images.all_images
+    assert whole is not None
+    assert f"{images.flagged} of {TRAIN + TEST} images flagged, {whole.anomalies_flagged} of them known ano" in page
+    assert "An image is a known anomaly if defect <> 'good'" in page
+    assert "rows with a known label" not in page
+    assert "patches" in page
+    known = set(images_with(images.misses))
+    flagged = {each.image_id for each in images.top_images if each.is_anomaly}
+    assert len(known) == whole.anomalies - whole.anomalies_flagged
+    assert known.isdisjoint(flagged)
+    assert set(images_with(images.false_alarms)) <= flagged
+    assert len(images.false_alarms) == whole.normal_flagged
+
+
+def images_with(rows: Iterable[LabeledRow]) -> list[str]:
+    return [each.row_id for each in rows]
+
+
+def test_dagster_counts_images_that_are_known_anomalies(report: Report) -> None:
+    metadata = anomaly_report._label_metadata(report)
+    assert report.images is not None
+    whole = report.images.all_images
+    assert whole is not None
+    assert (metadata["known_anomalies"], metadata["known_anomalies_flagged"], metadata["normal_images_flagged"]) == (
+        *(BAD, whole.anomalies_flagged),
+        whole.normal_flagged,
+    )
+    assert anomaly_report._label_metadata(replace(report, images=None))["known_anomalies"] > BAD
+    assert anomaly_report._label_metadata(replace(report, images=None, labels=None)) == {}
+
+
+def test_misses_and_false_alarms_are_images(gallery: Fitted, monkeypatch: pytest.MonkeyPatch) -> None:
+    turned = pl.col("is_anomaly").not_().alias("is_anomaly")
+    judged = publish_images(gallery.paths, gallery.bundle, 1)
+    assert judged is not None
+    monkeypatch.setattr(image_report, "publish_images", lambda *_: judged.with_columns(turned))
+    images = report_images(published_days(gallery.paths), as_dataset(gallery), gallery.bundle, 1)
+    assert images is not None
+    assert images.all_images is not None
+    misses, false_alarms = images_with(images.misses), images_with(images.false_alarms)
+    assert misses
+    assert all(image.startswith("test/square/") for image in misses)
+    assert len(false_alarms) == min(20, images.all_images.normal_flagged)
+    assert all("/good/" in image for image in false_alarms)
+    assert [each.score for each in images.misses] == sorted((each.score for each in images.misses), reverse=True)
+    assert {each.day for each in (*images.misses, *images.false_alarms)} == {ALL_ROWS}
 
 
 def test_the_verdict_holds_the_label_against_images(gallery: Fitted, report: Report) -> None:
