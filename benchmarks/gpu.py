@@ -40,7 +40,7 @@ from ae_pipeline.training.loop import train
 from ae_pipeline.training.step import WARM_UP, build_optimizer, cuda_graph
 from benchmarks import generated
 from benchmarks.figures import Measured, as_table
-from benchmarks.gpu_checks import agreement, compare_with_cpu, run_contracts
+from benchmarks.gpu_checks import agreement, compare_with_cpu, counts_of_tests, run_contracts
 from benchmarks.report import write_report
 
 OURS, BARE = "ae_pipeline", "bare loop of a graph (ceiling)"
@@ -121,7 +121,11 @@ def main() -> int:
     if not chosen.no_contracts:
         outcome = run_contracts(sizes.device, _TIME - (time.perf_counter() - began))
         print(f"\ncontract suite: {outcome}")
-    print(f"\n{time.perf_counter() - began:.0f} s in all")
+        figures += counts_of_tests(outcome)
+    seconds = time.perf_counter() - began
+    figures.append(Measured("the whole benchmark", "all tables", "s", seconds, 0, 0))
+    _write(chosen.out, figures, name)
+    print(f"\n{seconds:.0f} s in all")
     return 0
 
 

@@ -53,3 +53,13 @@ def run_contracts(device: torch.device, seconds: float) -> str:
         return f"not finished after {seconds:.0f} s; run `{' '.join(command[1:])}` alone"
     failed = re.findall(r"^(?:FAILED|ERROR) .*$", done.stdout, re.MULTILINE)[:40]
     return "\n".join([*(done.stdout.strip().splitlines()[-1:] or [done.stderr.strip()[-500:]]), *failed])
+
+
+def counts_of_tests(outcome: str) -> list[Measured]:
+    """Return how many tests passed and failed, from the summary of pytest; nothing if there is none.
+
+    >>> [(each.method, each.value) for each in counts_of_tests("2 failed, 700 passed, 3 deselected in 9 s")]
+    [('tests failed', 2.0), ('tests passed', 700.0)]
+    """
+    counts = re.findall(r"(\d+) (passed|failed|errors?)\b", outcome.splitlines()[0])
+    return [Measured("contract suite", f"tests {what}", "value", float(count), 0, 0) for count, what in counts]

@@ -49,6 +49,7 @@ from ae_pipeline.latents.layout import read_features, score_batch, write_file
 from ae_pipeline.latents.publish import publish
 from ae_pipeline.models.factory import build_loss, build_model
 from ae_pipeline.scoring.ecod import ecod_score
+from ae_pipeline.scoring.scalings import normal_scores
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.paths import DatasetPaths
 from ae_pipeline.training.loop import train
@@ -338,7 +339,7 @@ def _parts(days: Sequence[str], paths: DatasetPaths, bundle: ModelBundle, rounds
     assert ensemble is not None
     wide = [batch[:, torch.from_numpy(ensemble.varying)].double() for batch in encoded]
     standard, ranks = list(map(ensemble.scalings.standard, wide)), list(map(ensemble.scalings.ranks, wide))
-    normal, tensors = list(map(torch.special.ndtri, ranks)), ensemble.tensors(wide[0].device)
+    normal, tensors = list(map(normal_scores, ranks)), ensemble.tensors(wide[0].device)
     surprisal = list(map(ensemble.tails, map(ensemble.measures, encoded)))
     files = TableFiles(str(paths.root / "parts"))
     path = f"v1_parts/{days[0]}/part-0.parquet"

@@ -16,8 +16,8 @@ R = TypeVar("R")
 
 logger = logging.getLogger(__name__)
 
-_TURNS = BoundedSemaphore(2)
-"""Turns of threads on CUDA devices; see `device_turn`."""
+_TURNS: dict[torch.device, BoundedSemaphore] = {}
+"""Turns of the threads of this process on each CUDA device; see `device_turn`."""
 
 
 class Rows(Protocol):
@@ -82,7 +82,7 @@ def device_turn(device: torch.device) -> AbstractContextManager[Any]:
     Two threads keep a device busy: one prepares its calls while those of the other run. More of them would only hinder
     each other, and need memory on the device. A thread must not wait for a second turn while it has one.
     """
-    return _TURNS if device.type == "cuda" else nullcontext()
+    return _TURNS.setdefault(device, BoundedSemaphore(2)) if device.type == "cuda" else nullcontext()
 
 
 class _FullFloat32:
@@ -112,7 +112,7 @@ _Precision = tuple[str, str, Any]
 def _exchange_precision(precision: _Precision) -> _Precision:
     """Set the precision of products, and return the previous one."""
     settings: Any = torch.backends
-    cuda, cpu = settings.cuda.matmul, settings.mkldnn.matmul
+    cuda = settings.cuda.matmul
     reduced = cuda.allow_bf16_reduced_precision_reduction
     split_k = getattr(cuda, "allow_bf16_reduced_precision_reduction_split_k", None)  # torch >= 2.10
     reduced = reduced if split_k is None else (reduced, split_k)
@@ -121,6 +121,7 @@ def _exchange_precision(precision: _Precision) -> _Precision:
         legacy = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("highest" if precision[0] == "ieee" else precision[0])
         return legacy, legacy, reduced
+    cpu = settings.mkldnn.matmul
     previous = cuda.fp32_precision, cpu.fp32_precision, reduced
     cuda.fp32_precision, cpu.fp32_precision = precision[:2]
     return previous

@@ -24,9 +24,10 @@ def machine_memory() -> int:
 def keep_freed_memory() -> None:
     """Let this process reuse freed memory of up to 256 MiB, which the C library would give back to the system at once.
 
-    Each batch of a network needs the memory of the batch before. The system clears it page by page each time, which
-    takes half of the time of small convolutions on the CPU. Blocks above 32 MiB are given back as ever. Settings of
-    malloc in the environment are respected, and other C libraries than glibc are left alone.
+    Each batch of a network, or of rows to encode for a CUDA device, needs the memory of the batch before. The system
+    clears it page by page each time, which takes half of the time of small convolutions on the CPU. Blocks above 32 MiB
+    are given back as ever. Settings of malloc in the environment are respected, and other C libraries than glibc are
+    left alone.
     """
     is_set = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
     if is_set or platform.libc_ver()[0] != "glibc":

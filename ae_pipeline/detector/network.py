@@ -12,7 +12,7 @@ import numpy.typing as npt
 import polars as pl
 import torch
 
-from ae_pipeline.common.device import device_errors, prepare, shrinking
+from ae_pipeline.common.device import device_errors, device_turn, prepare, shrinking
 from ae_pipeline.common.parallel import parallel_map
 from ae_pipeline.common.progress import ProgressLogger
 from ae_pipeline.encoding.blocks import Matrix
@@ -77,8 +77,10 @@ class FittedNetwork:
 
         @torch.inference_mode()
         def latents_of(rows: pl.DataFrame) -> Matrix:
-            latents: Matrix = model.encode(self.encode_batch(rows)).float().cpu().numpy()
-            return latents
+            x = self.encode_batch(rows)
+            with device_turn(x.device):
+                latents: Matrix = model.encode(x).float().cpu().numpy()
+                return latents
 
         none = np.empty((0, self.model.latent_dim), np.float32)
         return np.concatenate([none, *self.map_batches(latents_of, features)])
@@ -92,9 +94,10 @@ class FittedNetwork:
         loss = self.double_loss
 
         def reconstruction_of(rows: pl.DataFrame) -> npt.NDArray[np.float64]:
-            output = self.forward(self.encode_batch(rows)).output
-            reconstruction: npt.NDArray[np.float64] = loss.to_scale(output).cpu().numpy()
-            return reconstruction
+            x = self.encode_batch(rows)
+            with device_turn(x.device):
+                reconstruction: npt.NDArray[np.float64] = loss.to_scale(self.forward(x).output).cpu().numpy()
+                return reconstruction
 
         none = np.empty((0, *self.encoder.shape))
         return np.concatenate([none, *self.map_batches(reconstruction_of, features)])
@@ -235,7 +238,7 @@ class FittedNetwork:
         """
         device = self.device
         if device.type == "cuda":  # from pinned memory, the copy runs while other threads encode
-            pinned = torch.zeros(len(rows), *self.encoder.shape, pin_memory=True)
+            pinned = torch.zeros(len(rows), *self.encoder.shape, dtype=torch.float32, device="cpu", pin_memory=True)
             self.encoder.encode(rows, into=pinned.numpy())
             return pinned.to(device, non_blocking=True).double()
         return torch.from_numpy(self.encoder.encode(rows)).double()

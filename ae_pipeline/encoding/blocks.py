@@ -65,9 +65,9 @@ def fill(matrix: Matrix, block: Block, numbers: npt.NDArray[Any], scaling: Scali
 
 
 def positions(blocks: Sequence[tuple[int, Block]], kind: BlockKind) -> tuple[list[int], list[int]]:
-    """Return the rows of the blocks of a kind, and their first matrix columns."""
-    chosen = [(row, block.start) for row, block in blocks if block.kind == kind]
-    return [row for row, _ in chosen], [start for _, start in chosen]
+    """Return the numbers of the features with a block of a kind, and the first matrix column of each block."""
+    chosen = [(feature, block.start) for feature, block in blocks if block.kind == kind]
+    return [feature for feature, _ in chosen], [start for _, start in chosen]
 
 
 def as_slice(indices: Sequence[int]) -> slice | Sequence[int]:

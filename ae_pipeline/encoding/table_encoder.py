@@ -180,8 +180,11 @@ class TableEncoder(Section):
     def _fill_numbers(self, matrix: Matrix, columns: Sequence[ColumnEncoding], features: pl.DataFrame) -> None:
         """Encode columns of numbers at once, because threads wait for one another at each call."""
         names = [column.name for column in columns]
+        given = features.select(names)
         try:
-            numbers = features.select(names).cast(pl.Float64).to_numpy(order="fortran").T
+            if any(stored.is_temporal() for stored in given.dtypes):  # these are minutes, or an error
+                raise pl.exceptions.InvalidOperationError
+            numbers = given.cast(pl.Float64).to_numpy(order="fortran").T
         except pl.exceptions.PolarsError:
             numbers = np.stack([self._values(column, features) for column in columns])  # names the column that fails
         blocks = [(row, block) for row, name in enumerate(names) for block in self._blocks_of[name]]

@@ -38,7 +38,14 @@ def category_codes(values: pl.Series, vocabulary: Sequence[str]) -> npt.NDArray[
 
 
 def scaled_numbers(numbers: npt.NDArray[Any], center: Any, scale: Any, scaling: Scaling) -> npt.NDArray[np.float64]:
-    """Return scaled numbers. NaN becomes the middle of the scale."""
+    """Return scaled numbers, shape (columns, n). NaN becomes the middle of the scale.
+
+    Args:
+        numbers: Shape (columns, n).
+        center: Number that becomes the middle, shape (columns, 1).
+        scale: Difference from it that becomes one unit, shape (columns, 1).
+        scaling: Scale; robust numbers become their asinh.
+    """
     with np.errstate(over="ignore"):
         scaled: npt.NDArray[np.float64] = np.subtract(numbers, center)
         scaled /= scale

@@ -4,11 +4,23 @@ import itertools
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ae_pipeline.config.model import ModelConfig
 from ae_pipeline.models.base import ACTIVATIONS, EncoderDecoder
+
+
+class Linear(nn.Linear):
+    """A linear layer that is fast in float64 on the CPU. Its parameters are those of `nn.Linear`."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the name of the base class
+        """Return the outputs, shape (n, outputs)."""
+        if input.dtype != torch.float64 or input.device.type != "cpu" or input.dim() != 2:
+            return super().forward(input)
+        # One column for each row: the few outputs of a layer are then the fast side of its product.
+        return torch.addmm(self.bias.unsqueeze(1), self.weight, input.T).T
 
 
 def build_encoder_decoder(config: ModelConfig, shape: tuple[int, ...], codes: int, latents: int) -> EncoderDecoder:
@@ -22,13 +34,13 @@ def build_encoder_decoder(config: ModelConfig, shape: tuple[int, ...], codes: in
     """
     width = math.prod(shape)
     hidden = (128,) if config.hidden is None else config.hidden
-    layers = [nn.Linear(*widths) for widths in itertools.pairwise([width, *hidden, codes])]
+    layers = [Linear(*widths) for widths in itertools.pairwise([width, *hidden, codes])]
     if config.tied:
         # The last layer may also give log variances. The decoder uses only the rows of the latents.
         rows = [*hidden, latents]
         mirrored: list[nn.Module] = [_Transposed(layer, n) for layer, n in zip(layers[::-1], rows[::-1], strict=True)]
     else:
-        mirrored = [nn.Linear(*widths) for widths in itertools.pairwise([latents, *hidden[::-1], width])]
+        mirrored = [Linear(*widths) for widths in itertools.pairwise([latents, *hidden[::-1], width])]
     encoder, decoder = stack(layers, config.activation), stack(mirrored, config.activation)
     if len(shape) == 1:
         return EncoderDecoder(encoder, decoder)

@@ -19,7 +19,7 @@ from ae_pipeline.scoring.ecod import ecod_score, skewed_up
 from ae_pipeline.scoring.forest import IsolationForest, fit_forest
 from ae_pipeline.scoring.mixture import Mixture, fit_mixture
 from ae_pipeline.scoring.neighbors import NearestNeighbors, mean_knn_distance, nearest_neighbors
-from ae_pipeline.scoring.scalings import Scalings, fit_scalings
+from ae_pipeline.scoring.scalings import Scalings, fit_scalings, normal_scores
 from ae_pipeline.scoring.tails import TailCalibrator, fit_tails
 
 Array = npt.NDArray[np.float64]
@@ -171,7 +171,7 @@ class Ensemble:
         standard = self.scalings.standard(rows)
         standard = standard if tensors.directions is None else standard @ tensors.directions
         ranks = self.scalings.ranks(rows)
-        by_ranks = tensors.by_ranks(torch.special.ndtri(ranks))
+        by_ranks = tensors.by_ranks(normal_scores(ranks))
         measures = [
             tensors.as_encoded(rows)[:, 0],
             by_ranks[:, -1],

@@ -80,14 +80,12 @@ class NearestNeighbors:
         """Return the Euclidean distances of rows, shape (n, width), for each count, shape (n, counts)."""
         nearest, index = self._closest(rows, self.ends)
         is_equal = self._is_equal(nearest, rows, index)
-        # A row that equals one of the first references equals it up to each later end, too.
-        equal = is_equal[:, -1].nonzero().squeeze(1)
+        equal = is_equal.any(1).nonzero().squeeze(1)
         if len(equal):
-            first_end = is_equal[equal].int().argmax(1)
-            left_out = index[equal, first_end]
+            # At later ends, another reference that equals the row is a copy of the one that is left out.
+            left_out = index[equal, is_equal[equal].int().argmax(1)]
             second, other = self._closest(rows[equal], self.ends, left_out)
-            second = second.masked_fill_(self._is_equal(second, rows[equal], other), 0.0)
-            nearest[equal] = torch.where(is_equal[equal], second, nearest[equal])
+            nearest[equal] = second.masked_fill_(self._is_equal(second, rows[equal], other), 0.0)
         return nearest.sqrt()
 
     def _is_equal(self, squares: Tensor, rows: Tensor, index: Tensor) -> Tensor:
@@ -179,10 +177,10 @@ class NearestNeighbors:
             if end <= ends[0]:
                 group = highest.argmax(1)
                 within_group = integers[every, :, group]
-                bound, within = within_group.max(1)
+                bound, within = within_group.view(bounds.dtype).float().max(1)
                 best = torch.add(group, within, alpha=_GROUPS).add_(first)
                 # A group may have no reference but the one that is left out. All others are then measured.
-                squares = self._squares(rows, best).masked_fill_(bound < 0, torch.inf)
+                squares = self._squares(rows, best).masked_fill_(bound == -torch.inf, torch.inf)
                 is_closer = squares < nearest[:, 0]
                 nearest.copy_(torch.where(is_closer, squares, nearest[:, 0]).unsqueeze(1))
                 index.copy_(torch.where(is_closer, best, index[:, 0]).unsqueeze(1))
@@ -252,7 +250,7 @@ def nearest_neighbors(references: Tensor, counts: Sequence[int]) -> NearestNeigh
     """
     kept = _first_two_of_each(references)
     counts = torch.searchsorted(kept, torch.tensor(counts, device=kept.device)).tolist()
-    arguments = references[kept], references.mean(0), counts
+    arguments = references[kept], references[kept].mean(0), counts
     if _multiplies_bfloat16(references.device):
         fitted = _with_products_in(torch.bfloat16, *arguments)
         # Where references are very near one another, as on a line, the digits of a bfloat16 do not tell them apart.

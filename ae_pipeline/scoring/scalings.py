@@ -1,5 +1,6 @@
 """Two more scales of encoded rows: z-scores and normal scores."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,8 +61,7 @@ class Scalings:
 
     def normal(self, matrix: Tensor) -> Tensor:
         """Return the normal quantile of the mean rank of each value in the training rows, shape (n, width)."""
-        normal: Tensor = torch.special.ndtri(self.ranks(matrix))
-        return normal
+        return normal_scores(self.ranks(matrix))
 
     @per_device
     def _tensors(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Curves]:
@@ -69,6 +69,11 @@ class Scalings:
         is_asinh = torch.from_numpy(self.asinh_mask).to(device)
         curves = tabulate([_rank_curve(quantiles, levels) for quantiles in self.quantiles], device)
         return is_asinh, double(self.mean, device), double(self.std, device), curves
+
+
+def normal_scores(ranks: Tensor) -> Tensor:
+    """Return the normal quantiles of ranks strictly between 0 and 1; twice as fast as `torch.special.ndtri`."""
+    return torch.erfinv(torch.mul(ranks, 2).sub_(1)).mul_(math.sqrt(2))
 
 
 def _rank_curve(quantiles: Array, levels: Array) -> Curve:

@@ -613,14 +613,15 @@ class TestImageTypes:
         np.testing.assert_allclose(result.score, expected.score, rtol=1e-2)
         assert np.array_equal(result.is_anomaly, expected.is_anomaly)
 
-    def test_float_images_are_scaled_by_the_range_of_the_window(self, fits: ImageFits) -> None:
+    def test_float_images_are_scaled_by_the_range_of_the_window(self, fits: ImageFits, device: str) -> None:
         (eight, store8), (floats, store) = fits["uint8"], fits["float32"]
         images = marked(100, 1)
         expected = eight.encoder.encode(image_frame(store8(images)))
         np.testing.assert_allclose(floats.encoder.encode(image_frame(store(images))), expected, atol=1e-6)
         outputs = [bundle.reconstruct(image_frame(to(images))) for bundle, to in fits.values()]
-        # Inputs differ by rounding, and the training enlarges that, on a CUDA device more than on the CPU.
-        assert (np.abs(outputs[2] - outputs[0]) < 0.02).mean() > 0.99
+        # Inputs differ by rounding, and a training on a CUDA device enlarges that in a few pixels.
+        share, atol = (1.0, 1e-5) if device == "cpu" else (0.99, 0.02)
+        assert (np.abs(outputs[2] - outputs[0]) < atol).mean() >= share
 
     @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
     def test_denoised_images_have_the_type_of_the_input(self, fits: ImageFits, dtype: Any) -> None:

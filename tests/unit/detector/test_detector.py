@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -13,12 +14,15 @@ import torch
 from ae_pipeline.config.columns import ColumnType, FeatureColumn, ImageShape
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.config.service import Evidence
+from ae_pipeline.detector import detector as detector_module
 from ae_pipeline.detector import explanation
+from ae_pipeline.detector import network as network_module
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.detector.detector import Detector
 from ae_pipeline.detector.explanation import Contribution, explain
 from ae_pipeline.detector.network import FittedNetwork
 from ae_pipeline.encoding.table_encoder import TableEncoder
+from ae_pipeline.models.base import rows_at_once
 from ae_pipeline.scoring.tails import TailCalibrator
 from ae_pipeline.training.fit import fit_detector
 from tests.support.sensors import FitFrame, Fitted, with_evidence
@@ -42,6 +46,35 @@ def detector(columns: int, evidence: tuple[str, ...] = tuple(Evidence), *, ensem
         ensemble=cast("Any", object() if ensemble else None),
         tails=TailCalibrator.none(),
     )
+
+
+def test_all_work_on_batches_takes_a_turn_on_the_device(fitted: Fitted, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[torch.device] = []
+
+    def turn(device: torch.device) -> nullcontext[None]:
+        taken.append(device)
+        return nullcontext()
+
+    for module in (detector_module, network_module):
+        monkeypatch.setattr(module, "device_turn", turn)
+    found, rows = fitted.bundle.detector, fitted.features(fitted.days[0])
+    for work in (
+        found.latents_and_scores,
+        lambda rows: found.scores([rows]),
+        found.latents_and_losses,
+        found.network.encode,
+        found.network.reconstruct,
+    ):
+        taken.clear()
+        work(rows)
+        assert taken == [torch.device("cpu")]
+
+
+@pytest.mark.parametrize(
+    ("shape", "rows"), [((2,), 131_072), ((64,), 131_072), ((2000,), 4194), ((1, 8, 8), 65_536), ((3, 512, 512), 5)]
+)
+def test_batches_on_a_cuda_device_are_bounded_by_rows_and_values(shape: tuple[int, ...], rows: int) -> None:
+    assert rows_at_once(shape, torch.device("cuda")) == rows
 
 
 class TestScore:

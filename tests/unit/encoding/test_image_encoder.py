@@ -46,6 +46,9 @@ def test_parts_have_the_values_of_all_images_at_once(
     assert in_parts.ends == pytest.approx(whole.ends, rel=1e-12)
     assert np.array_equal(whole.encode(rows), expected)
     assert whole.encode(rows).flags.c_contiguous
+    into = np.zeros_like(expected)
+    assert whole.encode(rows, into=into) is into
+    assert np.array_equal(into, expected)
 
 
 def test_no_rows_and_wrong_rows() -> None:

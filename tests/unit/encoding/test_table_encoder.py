@@ -295,6 +295,31 @@ def test_float32_and_float64_have_the_same_codes() -> None:
     np.testing.assert_array_equal(encoder.encode(narrow), encoder.encode(wide))
 
 
+def test_rows_are_encoded_into_a_given_matrix(fitted: Fitted) -> None:
+    rows, encoder = fitted.features(fitted.days[0]), fitted.bundle.encoder
+    into = np.zeros((len(rows), *encoder.shape), np.float32)
+    assert encoder.encode(rows, into=into) is into
+    assert np.array_equal(into, encoder.encode(rows))
+
+
+@pytest.mark.parametrize(("scaling", "middle"), [(Scaling.UNIT, 0.5), (Scaling.STANDARD, 0.0), (Scaling.ROBUST, 0.0)])
+def test_a_missing_number_is_in_the_middle_and_an_infinite_one_at_the_end(scaling: Scaling, middle: float) -> None:
+    values = pl.DataFrame({"a": [*range(50), None], "b": [*(float(each) for each in range(50)), None]})
+    columns = [FeatureColumn("a", ColumnType.INTEGER), FeatureColumn("b", ColumnType.NUMBER)]
+    encoder = fit_table_encoder(values, columns, scaling)
+    starts = [next(block.start for block in encoder.blocks if block.column == name) for name in ("a", "b")]
+    assert encoder.encode(values[-1:])[0, starts].tolist() == [middle] * 2
+    (infinite,) = encoder.encode(pl.DataFrame({"a": [0], "b": [float("inf")]}))
+    assert 100 < infinite[starts[1]] < np.inf
+
+
+@pytest.mark.parametrize("stored", [pl.Time, pl.Duration("us")], ids=str)
+def test_times_are_no_numbers(fitted: Fitted, stored: pl.DataType) -> None:
+    rows = fitted.features(fitted.days[0]).head(2).with_columns(pl.Series("load", [1, 2]).cast(stored))
+    with pytest.raises(BundleError, match=r"column 'load' holds (Time|Duration).*cannot be read as number"):
+        fitted.bundle.encoder.encode(rows)
+
+
 def test_no_rows_give_an_empty_matrix(fitted: Fitted) -> None:
     empty = fitted.features(fitted.days[0]).clear()
     assert fitted.bundle.encoder.encode(empty).shape == (0, *fitted.bundle.encoder.shape)

@@ -16,6 +16,7 @@ from ae_pipeline.config.columns import ColumnType, FeatureColumn, ImageShape
 from ae_pipeline.config.model import LossTerm, Output, Scaling
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.encoding.encoder import fit_encoder
+from ae_pipeline.models.dense import Linear
 from ae_pipeline.models.factory import ARCHITECTURES, build_loss, build_model, check_architecture
 from ae_pipeline.models.losses import LikelihoodLoss
 from ae_pipeline.training.loop import train
@@ -326,3 +327,12 @@ class TestNetworks:
             codes, output = model.encode(x), model.decoder(torch.randn(200, 16, generator=torch.Generator()))
         assert 0.02 < codes.std() < 2
         assert 0.02 < output.std() < 2
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (0, 7), (2, 3, 7), (7,)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_linear_layers_are_those_of_torch(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    layer, x = Linear(7, 3).to(dtype), torch.randn(shape, dtype=dtype)
+    expected = nn.functional.linear(x, layer.weight, layer.bias)
+    torch.testing.assert_close(layer(x), expected)
+    assert layer.state_dict().keys() == nn.Linear(7, 3).state_dict().keys()

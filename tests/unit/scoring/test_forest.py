@@ -38,3 +38,16 @@ def test_size_does_not_grow_with_the_training_rows() -> None:
     assert forest.lengths.shape == (100, 256)
     again = IsolationForest(**forest.arrays())
     assert apply(again, NORMAL).tobytes() == apply(forest, NORMAL).tobytes()
+
+
+@pytest.mark.parametrize("depth", [1, 2], ids=["root", "below the root"])
+def test_thresholds_between_two_float32_keep_their_sides(depth: int) -> None:
+    low, high = np.float32(1), np.nextafter(np.float32(1), np.float32(2))
+    between = float(low) + 0.9 * (float(high) - float(low))  # the nearest float32 is the higher one
+    thresholds = np.full((1, 2**depth - 1), np.inf)
+    thresholds[0, 2 ** (depth - 1) - 1] = between  # paths go left before
+    lengths = np.zeros((1, 2**depth))
+    lengths[0, 1] = 1.0
+    forest = IsolationForest(np.zeros_like(thresholds, np.int32), thresholds, lengths)
+    values = np.array([[low], [high], [between]], np.float64)  # the last one becomes the higher float32
+    assert apply(forest, values).tolist() == [1.0, 0.5, 0.5]

@@ -198,3 +198,42 @@ def test_bounds_use_no_tf32_where_a_program_allows_it(monkeypatch: pytest.Monkey
         torch.set_float32_matmul_precision("highest")
     # Each row equals a reference, so a second product leaves it out.
     assert (seen, after) == ([("ieee", "ieee", False)] * 2, ("tf32", "bf16", True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_bounds_are_never_below_the_closeness(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, device: str) -> None:
+    monkeypatch.setattr(neighbors, "_multiplies_bfloat16", lambda _: dtype == torch.bfloat16)
+    monkeypatch.setattr(neighbors, "_MAX_PAIRS", 1000)
+    rng = np.random.default_rng(5)
+    # Whole numbers, whose rounding errors are zero: only the errors of the sums are left.
+    references = torch.from_numpy(rng.integers(-100, 100, (700, 24)).astype(float)).to(device)
+    rows = torch.from_numpy(rng.integers(-100, 100, (900, 24)).astype(float)).to(device)
+    fitted = nearest_neighbors(references, [700])
+    augmented, offsets = fitted._augmented(rows)
+    with full_float32:
+        bounds = (augmented @ fitted.factors).double()
+    kept = fitted.norms.isfinite()
+    squares = torch.cdist(rows, fitted.references[kept], compute_mode="donot_use_mm_for_euclid_dist").square()
+    closeness = offsets.unsqueeze(1) - squares
+    # A bound is rounded to its type, which keeps its order.
+    assert bool((bounds[:, kept] >= closeness.to(dtype).double() - 1e-6 * closeness.abs()).all())
+
+
+def test_rows_far_from_all_first_references_do_not_measure_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    core, others = rng.normal(size=(1500, 16)), rng.normal(size=(548, 16)) + 40
+    references, rows = np.concatenate([core, others]), rng.normal(size=(300, 16)) + 40
+    measured = []
+    squares = neighbors.NearestNeighbors._squares
+
+    def counted(self: Any, of: Tensor, index: Tensor) -> Tensor:
+        measured.append(len(of))
+        return squares(self, of, index)
+
+    nearest_of = nearest_neighbors(torch.from_numpy(references), [len(core), len(references)])
+    monkeypatch.setattr(neighbors.NearestNeighbors, "_squares", counted)
+    distances = nearest_of(torch.from_numpy(rows))
+    expected = [np.sqrt(np.square(rows[:, None] - part).sum(2).min(1)) for part in (core, references)]
+    np.testing.assert_allclose(distances, np.stack(expected, 1), rtol=1e-12)
+    # All others are nearer than the nearest of the first ones, but not all of the first ones are measured.
+    assert sum(measured) < 0.9 * len(references) * len(rows)

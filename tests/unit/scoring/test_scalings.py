@@ -6,8 +6,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import scipy.stats
+import torch
 
-from ae_pipeline.scoring.scalings import Scalings, fit_scalings
+from ae_pipeline.scoring.scalings import Scalings, fit_scalings, normal_scores
 from tests.support.arrays import apply, copied
 
 NO_ASINH = np.zeros(3, dtype=bool)
@@ -67,6 +68,10 @@ class TestNormalScores:
         ranks = scipy.stats.rankdata(rows, axis=0) - 1  # ties have their mean rank
         expected = scipy.stats.norm.ppf(np.clip(ranks / (n - 1), 0.5 / n, 1 - 0.5 / n))
         np.testing.assert_allclose(apply(fit_scalings(rows, NO_ASINH).normal, rows), expected, atol=1e-9)
+
+    def test_quantiles_are_those_of_scipy_up_to_the_ends(self) -> None:
+        ranks = np.r_[0.5 / 20_000, np.linspace(0.001, 0.999, 999), 1 - 0.5 / 20_000]
+        np.testing.assert_allclose(normal_scores(torch.from_numpy(ranks)), scipy.stats.norm.ppf(ranks), rtol=1e-11)
 
     def test_more_rows_than_quantiles_have_approximate_ranks(self) -> None:
         rng = np.random.default_rng(0)
