@@ -41,7 +41,7 @@ from ae_pipeline.ingestion.rows import IMAGE_STRUCT, FileRows, UnreadableFileErr
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.hashing import hash_json
 
-_BATCH_FILES, _BATCH_ROWS, _BATCH_CELLS = 500, 50_000, 2**21
+_BATCH_FILES, _BATCH_ROWS, _BATCH_CELLS = 1000, 50_000, 2**21
 _BATCH_IMAGE_BYTES = 32 << 20
 """Limits of a batch. One is written while the next is read, so that two of them are in memory."""
 

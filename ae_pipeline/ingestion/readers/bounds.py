@@ -1,6 +1,7 @@
 """Check the limits of a file before it is read: sizes of files, tables and archives."""
 
 import io
+import os
 import re
 import string
 import struct
@@ -108,8 +109,16 @@ def read_bounded(path: Path, limits: LimitsConfig, size: int | None = None) -> b
     size = path.stat().st_size if size is None else size
     if size > limits.file_bytes:
         raise exceeded("bytes", size, limits.file_bytes, "file_bytes")
-    with path.open("rb", buffering=0) as file:  # a buffer takes as long as the content of a small file
-        return file.readall()
+    # A file object takes as long as the content of a small file, and releases the lock of Python twice as often.
+    file = os.open(path, os.O_RDONLY)
+    try:
+        data = os.read(file, size + 1)
+    finally:
+        os.close(file)
+    if len(data) == size:
+        return data
+    with path.open("rb", buffering=0) as whole:  # it has just changed, or the system does not read as much at once
+        return whole.readall()
 
 
 class ByteCounter:

@@ -13,9 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from pydantic import ValidationError
 
 from ae_pipeline.config.source import ImagesConfig
+from ae_pipeline.ingestion import image_files
 from ae_pipeline.ingestion.image_files import decode_image, quiet
 from ae_pipeline.ingestion.image_shape import shape_image
 from ae_pipeline.ingestion.images import UnreadableImageError, pixels_of
@@ -314,6 +316,93 @@ class TestEdge:
         flush = read("a.png", data, patch=4)
         assert (flush.rows.height, flush.rejected.height) == (0, 1)
         assert "fewer than a patch of 4×4" in flush.rejected["reason"][0]
+
+
+def outcome(data: bytes, max_pixels: int | None = None) -> str | tuple[tuple[int, ...], str, bytes]:
+    """Return shape, type and bytes of a decoded image, or why it is refused."""
+    try:
+        pixels = decode_image(data, max_pixels)
+    except UnreadableImageError as error:
+        return str(error)
+    return pixels.shape, pixels.dtype.name, pixels.tobytes()
+
+
+def plain_kinds() -> dict[str, bytes]:
+    """Return PNG files of the most frequent kinds, and of kinds that are almost like them."""
+    rng = np.random.default_rng(1)
+    large = rng.integers(0, 256, (200, 250, 3), dtype=np.uint8)
+    gray, rgba = Image.fromarray(NOISE[:, :, 0]), Image.fromarray(NOISE).convert("RGBA")
+    rows = b"".join(b"\4" + row.tobytes() for row in NOISE)
+    pixels = zlib.compress(rows)
+    header = struct.pack(">IIBBBBB", 24, 16, 8, 2, 0, 0, 0)
+    start, end = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header), chunk(b"IEND", b"")
+    first, second = chunk(b"IDAT", pixels[:300]), chunk(b"IDAT", pixels[300:])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return {
+        "gray": encoded(gray),
+        "RGB": encoded(NOISE),
+        "RGBA": encoded(rgba),
+        "gray with alpha": encoded(gray.convert("LA")),
+        "several chunks": encoded(large),
+        "chunks of other writers": png(rows, 24, 16, 8, 2, chunk(b"gAMA", bytes(4)), chunk(b"pHYs", bytes(9))),
+        "short chunk": png(rows, 24, 16, 8, 2, chunk(b"pHYs", b"1")),
+        "palette": encoded(Image.fromarray(NOISE).quantize(7)),
+        "black and white": encoded(gray.convert("1")),
+        "16 bits": encoded(NOISE[:, :, 0].astype(np.uint16) * 257),
+        "transparent color": encoded(gray, transparency=7),
+        "rotated": encoded(NOISE, exif=exif),
+        "text": encoded(NOISE, pnginfo=_text("Raw profile type exif", "x")),
+        "interlaced": png(rows, 24, 16, 8, 2).replace(chunk(b"IHDR", header), chunk(b"IHDR", header[:-1] + b"\1")),
+        "split pixels": start + first + chunk(b"tIME", bytes(7)) + second + end,
+        "damaged header": start[:-1] + b"x" + first + second + end,
+        "damaged chunk": start + first[:-1] + b"x" + second + end,
+        "no end": start + first + second,
+        "more behind the end": start + first + second + end + b"more",
+        "empty chunk": start + chunk(b"IDAT", b"") + first + second + end,
+        "no pixels": start + end,
+        "missing rows": start + chunk(b"IDAT", zlib.compress(rows[:500])) + end,
+        "too many rows": start + chunk(b"IDAT", zlib.compress(rows + rows)) + end,
+        "damaged pixels": start + first + chunk(b"IDAT", pixels[300:600] + bytes(40) + pixels[640:]) + end,
+        "damaged checksum": start + first + chunk(b"IDAT", pixels[300:-4] + bytes(4)) + end,
+        "missing checksum": start + first + chunk(b"IDAT", pixels[300:-4]) + end,
+        "unknown filter": png(b"\x09" + rows[1:], 24, 16, 8, 2),
+        "no width": png(rows, 0, 16, 8, 2),
+    }
+
+
+def _text(key: str, text: str) -> PngInfo:
+    info = PngInfo()
+    info.add_text(key, text)
+    return info
+
+
+class TestPlainPng:
+    @pytest.mark.parametrize("kind", plain_kinds())
+    @pytest.mark.parametrize("max_pixels", [None, 300])
+    def test_the_result_is_that_of_opening_the_file(
+        self, kind: str, max_pixels: int | None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        data = plain_kinds()[kind]
+        direct = outcome(data, max_pixels)
+        monkeypatch.setattr(image_files, "_decode_plain_png", lambda *_: None)
+        assert outcome(data, max_pixels) == direct
+
+    @pytest.mark.parametrize("kind", ["gray", "chunks of other writers"])
+    def test_a_file_cut_anywhere_gives_the_same_reason(self, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        data = plain_kinds()[kind]
+        cuts = range(0, len(data), 3)
+        direct = [outcome(data[:cut]) for cut in cuts]
+        monkeypatch.setattr(image_files, "_decode_plain_png", lambda *_: None)
+        assert [outcome(data[:cut]) for cut in cuts] == direct
+
+    @pytest.mark.parametrize("kind", list(plain_kinds())[:6])
+    def test_the_file_is_not_opened_by_pillow(self, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        data = plain_kinds()[kind]
+        with Image.open(io.BytesIO(data)) as image:
+            expected = np.atleast_3d(np.asarray(image))
+        monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("opened"))
+        assert np.array_equal(decode_image(data), expected)
 
 
 def test_threads_that_decode_at_once_leave_the_filters_of_warnings_as_they_were() -> None:

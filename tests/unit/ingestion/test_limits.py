@@ -14,7 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ae_pipeline.config.limits import LimitsConfig
 from ae_pipeline.config.source import SourceConfig
+from ae_pipeline.ingestion.readers.bounds import read_bounded
 from ae_pipeline.ingestion.readers.files import ReadOptions, read_file
 from ae_pipeline.ingestion.rows import FileRows, UnreadableFileError
 from benchmarks import hostile_files as hostile
@@ -172,6 +174,15 @@ def test_a_zip_of_many_files_is_refused_before_its_directory_is_read() -> None:
         read("a.zip", content, archive_members=19)
     with pytest.raises(UnreadableFileError, match=r"names in its archive, but source\.limits\.archive_members"):
         read("a.zip", hostile._zip(("x" * 2000 + ".csv", b"")), archive_members=1)
+
+
+@pytest.mark.parametrize("size", [0, 1, 3000, 1 << 20])
+@pytest.mark.parametrize("change", [0, 7, -7])
+def test_a_file_that_changes_after_its_size_was_looked_up_is_read_whole(tmp_path: Path, size: int, change: int) -> None:
+    content = bytes(index % 251 for index in range(max(size + change, 0)))
+    (tmp_path / "a.csv").write_bytes(content)
+    assert read_bounded(tmp_path / "a.csv", LimitsConfig(), size) == content
+    assert read_bounded(tmp_path / "a.csv", LimitsConfig()) == content
 
 
 class TestRecords:
