@@ -181,9 +181,10 @@ class TableEncoder(Section):
         """Encode columns of numbers at once, because threads wait for one another at each call."""
         names = [column.name for column in columns]
         given = features.select(names)
+        for column, stored in zip(columns, given.dtypes, strict=True):
+            if stored.is_temporal():
+                raise _unreadable(column, stored, "it holds times")
         try:
-            if any(stored.is_temporal() for stored in given.dtypes):  # these are minutes, or an error
-                raise pl.exceptions.InvalidOperationError
             numbers = given.cast(pl.Float64).to_numpy(order="fortran").T
         except pl.exceptions.PolarsError:
             numbers = np.stack([self._values(column, features) for column in columns])  # names the column that fails
@@ -202,10 +203,7 @@ class TableEncoder(Section):
             is_code = column.is_category
             numbers = category_codes(values, column.vocabulary) if is_code else column_numbers(values, zone)
         except pl.exceptions.PolarsError as error:
-            raise BundleError(
-                f"column {column.name!r} holds {values.dtype}, which cannot be read as {column.type.value}: "
-                f"{first_line(error)}"
-            ) from error
+            raise _unreadable(column, values.dtype, first_line(error)) from error
         return to_known_hours(numbers.astype(np.float64), column.hours) if column.hours else numbers
 
     def decode(self, expected: npt.NDArray[np.floating], features: pl.DataFrame) -> pl.DataFrame:
@@ -307,3 +305,10 @@ class TableEncoder(Section):
 
     def _encoding(self, column: str) -> ColumnEncoding:
         return next(entry for entry in self.inputs if entry.name == column)
+
+
+def _unreadable(column: ColumnEncoding, stored: pl.DataType, reason: str) -> BundleError:
+    return BundleError(
+        f"column {column.name!r} holds {stored}, which cannot be read as {column.type.value}: {reason}; give the type "
+        "of the features"
+    )

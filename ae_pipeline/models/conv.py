@@ -9,7 +9,7 @@ from ae_pipeline.common.errors import ConfigError
 from ae_pipeline.config.model import ModelConfig
 from ae_pipeline.models.base import ACTIVATIONS, EncoderDecoder
 from ae_pipeline.models.convolution import Conv2d
-from ae_pipeline.models.dense import Linear, stack
+from ae_pipeline.models.dense import stack
 
 _Size = tuple[int, int]
 
@@ -37,8 +37,8 @@ def build_encoder_decoder(config: ModelConfig, shape: tuple[int, ...], codes: in
     ]
     hidden, last = config.hidden or (), (channels[-1], *sizes[-1])
     widths = [math.prod(last), *hidden]
-    to_codes = stack([Linear(*pair) for pair in itertools.pairwise([*widths, codes])], config.activation)
-    from_latents = stack([Linear(*pair) for pair in itertools.pairwise([latents, *widths[::-1]])], config.activation)
+    to_codes = stack([nn.Linear(*pair) for pair in itertools.pairwise([*widths, codes])], config.activation)
+    from_latents = stack([nn.Linear(*pair) for pair in itertools.pairwise([latents, *widths[::-1]])], config.activation)
     up: list[nn.Module] = []
     for level in range(len(sizes) - 1, 0, -1):
         layers = _upsample(config, channels[level], channels[level - 1], sizes[level - 1])

@@ -13,11 +13,12 @@ from ae_pipeline.models.base import ACTIVATIONS, EncoderDecoder
 
 
 class Linear(nn.Linear):
-    """A linear layer that is fast in float64 on the CPU. Its parameters are those of `nn.Linear`."""
+    """A linear layer that narrows fast in float64 on the CPU. Its parameters are those of `nn.Linear`."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the name of the base class
         """Return the outputs, shape (n, outputs)."""
-        if input.dtype != torch.float64 or input.device.type != "cpu" or input.dim() != 2:
+        is_narrower = self.out_features < self.in_features
+        if not is_narrower or input.dtype != torch.float64 or input.device.type != "cpu" or input.dim() != 2:
             return super().forward(input)
         # One column for each row: the few outputs of a layer are then the fast side of its product.
         return torch.addmm(self.bias.unsqueeze(1), self.weight, input.T).T

@@ -17,8 +17,9 @@ from ae_pipeline.ingestion.masks import mask_path, read_mask
 from ae_pipeline.ingestion.patches import PATCH_COLUMNS
 from ae_pipeline.latents.images import publish_images
 from ae_pipeline.latents.read import PublishedDay
+from ae_pipeline.monitoring.feedback import marks_of
 from ae_pipeline.reports.heat_pictures import HeatPictures, heat_pictures
-from ae_pipeline.reports.labels import LabeledRow, Measures, false_alarm_ids, highest, measure, seen_rows
+from ae_pipeline.reports.labels import LabeledRow, Measures, false_alarm_ids, highest, marked_label, measure, seen_rows
 from ae_pipeline.scoring.pixels import PixelMeasures, PixelMeter
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import whole
@@ -163,7 +164,7 @@ def _known_images(files: Mapping[str, PublishedDay], dataset: Dataset, bundle: M
     is_by_row = window.is_by_row
     seen = seen_rows(bundle, paths) if is_by_row else None
     fitted = {*window.train, *window.validation} - {ALL_ROWS}
-    of_image, learned = image_of_row(config), false_alarm_ids(paths)
+    of_image, learned, marks = image_of_row(config), false_alarm_ids(paths), marks_of(paths)
     parts = [
         pl.DataFrame(
             schema={
@@ -177,7 +178,9 @@ def _known_images(files: Mapping[str, PublishedDay], dataset: Dataset, bundle: M
     ]
     for day in sorted(files):
         features = pl.scan_parquet(whole(paths.features(day)), glob=False)
-        label = pl.col(LABEL) if LABEL in features.collect_schema() else pl.lit(None, pl.Boolean).alias(LABEL)
+        label = pl.lit(None, pl.Boolean).alias(LABEL)
+        if LABEL in features.collect_schema():  # a mark of one patch makes its image a known anomaly
+            label = marked_label(marks)
         held_out = pl.lit(None if is_by_row else day not in fitted, pl.Boolean)
         if seen is not None:
             held_out = ~pl.col("row_id").is_in(seen.implode())

@@ -13,7 +13,7 @@ from ae_pipeline.common.text import pluralize
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.features.split import LABEL, Window
 from ae_pipeline.latents.read import PublishedDay, published_day, subsample
-from ae_pipeline.monitoring.feedback import MarkState, marks_of
+from ae_pipeline.monitoring.feedback import Mark, MarkState, marks_of
 from ae_pipeline.monitoring.marks_summary import rows_in_state
 from ae_pipeline.reports.ranking import scored_and_known, with_label
 from ae_pipeline.storage.dataset import Dataset
@@ -167,12 +167,12 @@ def measure_labels(files: Mapping[str, PublishedDay], dataset: Dataset, bundle: 
     seen = seen_rows(bundle, paths) if ALL_ROWS in window.train else None
     message = _ALL_BUT_FITTED if seen is not None else _CHANGED if ALL_ROWS in window.train else _all_but_days(window)
     marks = marks_of(paths)
-    real, false_alarms = (rows_in_state(marks, state) for state in (MarkState.REAL, MarkState.FALSE_ALARM))
+    label = marked_label(marks)
     fitted_days, learned = {*window.train, *window.validation} - {ALL_ROWS}, false_alarm_ids(paths)
     parts = [pl.DataFrame(schema={"score": pl.Float64, "is_anomaly": pl.Boolean, LABEL: pl.Boolean, "new": pl.Boolean})]
     misses, alarms = (pl.DataFrame(schema=_LISTED) for _ in range(2))
     for day in sorted(files):
-        rows = _with_marks(scored_and_known(files[day], paths), real, false_alarms)
+        rows = scored_and_known(files[day], paths).with_columns(label)
         misses = _with_day(misses, rows.filter(pl.col(LABEL) & ~pl.col("is_anomaly")), day)
         alarms = _with_day(alarms, rows.filter(~pl.col(LABEL) & pl.col("is_anomaly")), day)
         unseen = ~pl.col("row_id").is_in(seen.implode()) if seen is not None else pl.lit(day not in fitted_days)
@@ -221,12 +221,11 @@ def normal_scores(days: Sequence[PublishedDay], dataset: Dataset) -> Array:
     if dataset.config.label is None:
         parts += [subsample(published_day(day, paths, ["score"]))["score"].to_numpy() for day in days]
         return np.concatenate(parts)
-    marks = marks_of(paths)
-    real, false_alarms = (rows_in_state(marks, state) for state in (MarkState.REAL, MarkState.FALSE_ALARM))
+    label = marked_label(marks_of(paths))
     for day in days:
         rows = subsample(published_day(day, paths, ["row_id", "score"]))
         try:
-            labeled = _with_marks(with_label(rows, day.day, paths), real, false_alarms)
+            labeled = with_label(rows, day.day, paths).with_columns(label)
         except (OSError, StorageError):  # the table is whole without the features, which another run builds again
             labeled = rows.with_columns(pl.lit(None, pl.Boolean).alias(LABEL))
         parts.append(labeled.filter(~pl.col(LABEL).fill_null(value=False))["score"].to_numpy())
@@ -239,15 +238,15 @@ def false_alarm_ids(paths: DatasetPaths) -> pl.Series:
     return pl.Series([row_id for row_ids in by_day.values() for row_id in row_ids], dtype=pl.String)
 
 
-def _with_marks(
-    rows: pl.DataFrame, real: Mapping[str, Sequence[str]], false_alarms: Mapping[str, Sequence[str]]
-) -> pl.DataFrame:
+def marked_label(marks: Sequence[Mark]) -> pl.Expr:
+    """Return the label of rows with `row_id`, which the mark of a person replaces."""
     label = pl.col(LABEL)
-    for by_day, value in ((real, True), (false_alarms, False)):
-        row_ids = pl.Series([row_id for of_day in by_day.values() for row_id in of_day], dtype=pl.String)
-        if row_ids.len():
-            label = pl.when(pl.col("row_id").is_in(row_ids.implode())).then(pl.lit(value)).otherwise(label)
-    return rows.with_columns(label.alias(LABEL))
+    for state, value in ((MarkState.REAL, True), (MarkState.FALSE_ALARM, False)):
+        row_ids = [row_id for of_day in rows_in_state(marks, state).values() for row_id in of_day]
+        if row_ids:
+            is_marked = pl.col("row_id").is_in(pl.Series(row_ids, dtype=pl.String).implode())
+            label = pl.when(is_marked).then(pl.lit(value)).otherwise(label)
+    return label.alias(LABEL)
 
 
 def _measure(rows: pl.DataFrame) -> Measures:

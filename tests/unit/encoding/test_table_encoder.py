@@ -313,10 +313,10 @@ def test_a_missing_number_is_in_the_middle_and_an_infinite_one_at_the_end(scalin
     assert 100 < infinite[starts[1]] < np.inf
 
 
-@pytest.mark.parametrize("stored", [pl.Time, pl.Duration("us")], ids=str)
+@pytest.mark.parametrize("stored", [pl.Time, pl.Duration("us"), pl.Date, pl.Datetime("us")], ids=str)
 def test_times_are_no_numbers(fitted: Fitted, stored: pl.DataType) -> None:
     rows = fitted.features(fitted.days[0]).head(2).with_columns(pl.Series("load", [1, 2]).cast(stored))
-    with pytest.raises(BundleError, match=r"column 'load' holds (Time|Duration).*cannot be read as number"):
+    with pytest.raises(BundleError, match=r"column 'load' holds (Time|Du|Date).*cannot be read as number"):
         fitted.bundle.encoder.encode(rows)
 
 

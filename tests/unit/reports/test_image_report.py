@@ -33,6 +33,7 @@ from ae_pipeline.features.split import GATE, PARTS, cut_window
 from ae_pipeline.latents.images import IMAGES, has_images, publish_images, read_images
 from ae_pipeline.latents.read import published_days, read_latents
 from ae_pipeline.monitoring.budget import ImageCounts
+from ae_pipeline.monitoring.feedback import Mark, MarkKind, MarkState
 from ae_pipeline.orchestration.assets import anomaly_report
 from ae_pipeline.registry.store import Tracker
 from ae_pipeline.reports import image_report
@@ -241,6 +242,30 @@ def test_misses_and_false_alarms_are_images(gallery: Fitted, monkeypatch: pytest
     assert all("/good/" in image for image in false_alarms)
     assert [each.score for each in images.misses] == sorted((each.score for each in images.misses), reverse=True)
     assert {each.day for each in (*images.misses, *images.false_alarms)} == {ALL_ROWS}
+
+
+def test_a_real_patch_makes_its_image_a_known_anomaly(gallery: Fitted, monkeypatch: pytest.MonkeyPatch) -> None:
+    files, dataset = published_days(gallery.paths), as_dataset(gallery)
+    before = report_images(files, dataset, gallery.bundle, 1)
+    assert before is not None
+    good, square = (
+        next(each.strangest for each in before.top_images if each.image_id.startswith(f"test/{kind}/"))
+        for kind in ("good", "square")
+    )
+    marks = [
+        Mark(kind=MarkKind.ROW, subject=row_id, state=state, day=ALL_ROWS, rows={row_id: ALL_ROWS})
+        for row_id, state in ((good, MarkState.REAL), (square, MarkState.FALSE_ALARM))
+    ]
+    monkeypatch.setattr(image_report, "marks_of", lambda _: marks)
+    after = report_images(files, dataset, gallery.bundle, 1)
+    assert after is not None
+    # The other patches of the image with a square keep its label.
+    labels = [{each.image_id: each.label for each in images.top_images} for images in (before, after)]
+    image = good.partition("|")[0]
+    assert labels[1] == {**labels[0], image: "anomaly"}
+    assert labels[0][image] == "normal"
+    assert after.all_images is not None
+    assert after.all_images.anomalies == BAD + 1
 
 
 def test_the_verdict_holds_the_label_against_images(gallery: Fitted, report: Report) -> None:
