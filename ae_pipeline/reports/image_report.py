@@ -118,8 +118,8 @@ def report_images(
         all_images=_measure(labeled) if has_label else None,
         held_out=_measure(labeled.filter("held_out")) if has_label and is_known else None,
         pixels=pixels,
-        misses=_listed(images.filter(pl.col(LABEL) & ~pl.col("is_anomaly")), dataset),
-        false_alarms=_listed(images.filter(~pl.col(LABEL) & pl.col("is_anomaly")), dataset),
+        misses=_top_labeled(images.filter(pl.col(LABEL) & ~pl.col("is_anomaly")), dataset),
+        false_alarms=_top_labeled(images.filter(~pl.col(LABEL) & pl.col("is_anomaly")), dataset),
         maps=heat_pictures(files, dataset, bundle, model_version),
     )
 
@@ -147,7 +147,7 @@ def _top_images(images: pl.DataFrame) -> Iterator[ListedImage]:
         yield ListedImage(**{name: row[name] for name in names}, label=label)
 
 
-def _listed(images: pl.DataFrame, dataset: Dataset) -> tuple[LabeledRow, ...]:
+def _top_labeled(images: pl.DataFrame, dataset: Dataset) -> tuple[LabeledRow, ...]:
     """Return the images with the highest scores, at most 20."""
     local = pl.col("event_time").dt.convert_time_zone(dataset.config.timezone).dt.date().cast(pl.String)
     day = local if dataset.config.is_daily else pl.lit(ALL_ROWS)
