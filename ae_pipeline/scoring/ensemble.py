@@ -17,8 +17,9 @@ from ae_pipeline.scoring.combination import SETTINGS, Combination, fit_combinati
 from ae_pipeline.scoring.denoising_ensemble import DenoisingEnsemble, fit_denoising_ensemble
 from ae_pipeline.scoring.ecod import ecod_score, skewed_up
 from ae_pipeline.scoring.forest import IsolationForest, fit_forest
+from ae_pipeline.scoring.mean_distances import mean_knn_distance
 from ae_pipeline.scoring.mixture import Mixture, fit_mixture
-from ae_pipeline.scoring.neighbors import NearestNeighbors, mean_knn_distance, nearest_neighbors
+from ae_pipeline.scoring.neighbors import NearestNeighbors, nearest_neighbors
 from ae_pipeline.scoring.scalings import Scalings, fit_scalings, normal_scores
 from ae_pipeline.scoring.tails import TailCalibrator, fit_tails
 

@@ -9,8 +9,6 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -18,13 +16,8 @@ from torch.nn.functional import pad
 from ae_pipeline.common.device import full_float32
 from ae_pipeline.scoring.blocks import blocks
 
-Array = npt.NDArray[np.float64]
-
-_TIE_TOLERANCE = 1e-12
+TIE_TOLERANCE = 1e-12
 """Squared distance up to which two rows are equal, relative to their squared norms. It absorbs rounding errors."""
-
-_BLOCK_DISTANCES = 2**18
-"""Number of distances computed in one block, which fits into the cache of a processor."""
 
 _CALLS_SHARE = 4
 """Blocks are this many times larger than a cache, so that the time of a call does not matter."""
@@ -89,7 +82,7 @@ class NearestNeighbors:
         return nearest.sqrt()
 
     def _is_equal(self, squares: Tensor, rows: Tensor, index: Tensor) -> Tensor:
-        return squares <= _TIE_TOLERANCE * (rows.square().sum(1, keepdim=True) + self.norms[index])
+        return squares <= TIE_TOLERANCE * (rows.square().sum(1, keepdim=True) + self.norms[index])
 
     def _closest(self, rows: Tensor, ends: tuple[int, ...], left_out: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the squared distance to the closest reference up to each end, and its index, shape (n, ends).
@@ -328,51 +321,3 @@ def _first_two_of_each(references: Tensor) -> Tensor:
     is_later = inverse[order[2:]] == inverse[order[:-2]]
     kept: Tensor = order[~pad(is_later, (2, 0))].sort().values
     return kept
-
-
-def mean_knn_distance(rows: Array, references: Array, count: int) -> Array:
-    """Return the mean distance to the `count` nearest references, or to all others if there are fewer.
-
-    It is also large for a small cluster of anomalies, such as many equal anomalies in a training set.
-
-    Args:
-        rows: Shape (n, width).
-        references: Two or more, shape (m, width).
-        count: Number of neighbors.
-
-    Returns:
-        Shape (n,).
-    """
-    count = min(count, len(references) - 1)
-    parts = (np.partition(block, count - 1, axis=1)[:, :count] for block in _squared_distances(rows, references))
-    return np.concatenate([np.empty(0), *(np.sqrt(part).mean(axis=1) for part in parts)])
-
-
-def _squared_distances(rows: Array, references: Array) -> Iterator[Array]:
-    """Yield blocks of squared distances, shape (block, m). The reference that equals a row gets infinity."""
-    for block, row_norms, reference_norms in _partial_squares(rows, references):
-        squares = np.maximum(block + row_norms[:, np.newaxis], 0.0)
-        closest = squares.argmin(axis=1)
-        tolerance = _TIE_TOLERANCE * (row_norms + reference_norms[closest])
-        equal = np.flatnonzero(squares[np.arange(len(squares)), closest] <= tolerance)
-        squares[equal] = _leave_one_out(squares[equal], row_norms[equal], reference_norms, closest[equal])
-        yield squares
-
-
-def _partial_squares(rows: Array, references: Array) -> Iterator[tuple[Array, Array, Array]]:
-    """Yield squared distances minus the squared norms of the rows, then the squared norms of rows and references."""
-    reference_norms, factors = np.square(references).sum(axis=1), -2 * references.T
-    step = max(1, _BLOCK_DISTANCES // len(references))
-    for start in range(0, len(rows), step):
-        block = rows[start : start + step]
-        squares = block @ factors
-        squares += reference_norms
-        yield squares, np.square(block).sum(axis=1), reference_norms
-
-
-def _leave_one_out(squares: Array, row_norms: Array, reference_norms: Array, closest: npt.NDArray[np.intp]) -> Array:
-    """Set the squared distance of each row to its closest reference to infinity, and to other equal ones to zero."""
-    # The rounding error of a zero distance depends on the number of rows in a product.
-    squares = np.where(squares <= _TIE_TOLERANCE * (row_norms[:, np.newaxis] + reference_norms), 0.0, squares)
-    squares[np.arange(len(squares)), closest] = np.inf
-    return squares

@@ -10,8 +10,9 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from ae_pipeline.common.device import full_float32
-from ae_pipeline.scoring import blocks, neighbors
-from ae_pipeline.scoring.neighbors import mean_knn_distance, nearest_neighbors
+from ae_pipeline.scoring import blocks, mean_distances, neighbors
+from ae_pipeline.scoring.mean_distances import mean_knn_distance
+from ae_pipeline.scoring.neighbors import nearest_neighbors
 from tests.support.arrays import Array, apply, nearest
 
 
@@ -69,7 +70,7 @@ class TestNeighbors:
         references = rng.normal(size=(300, 6)) * 100
         rows = np.r_[rng.normal(size=(1000, 6)) * 100, references]
         expected = nearest(rows, references), mean_knn_distance(rows, references, 40)
-        monkeypatch.setattr(neighbors, "_BLOCK_DISTANCES", block_distances)
+        monkeypatch.setattr(mean_distances, "_BLOCK_DISTANCES", block_distances)
         monkeypatch.setattr(blocks, "_CPU_CELLS", block_distances)
         order, shuffled = rng.permutation(len(rows)), rng.permutation(300)
         functions: tuple[Callable[[Array, Array], Array], ...] = (
