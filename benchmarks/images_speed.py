@@ -171,7 +171,7 @@ def measure_scoring(count: int, rounds: int) -> dict[str, float]:
     def bare() -> None:
         torch.set_num_threads(cores())
         with torch.inference_mode():
-            for part in frame.iter_slices(1024):
+            for part in frame.iter_slices(BATCH):  # faster than with 64, 128 or 1,024 images
                 rows = torch.from_numpy(encoder.encode(part))
                 (model(rows).output - rows).square().mean((1, 2, 3))
 

@@ -177,9 +177,12 @@ class Detector:
 
     @torch.inference_mode()
     def _latents_and_losses(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return latents and losses of one batch, in blocks whose activations of the network fit into the cache."""
+        """Return latents and losses of one batch, in blocks whose activations of the network fit into the cache.
+
+        Batches of images have that size already.
+        """
         latents, losses = [], []
-        for rows in blocks(x, _LAYERS_AT_ONCE * self.network.widest_layer):
+        for rows in blocks(x, _LAYERS_AT_ONCE * self.network.widest_layer) if x.dim() == 2 else [x]:
             output = self.network.forward(rows)
             latents.append(output.latents)
             losses.append(self._network_losses(output, rows))

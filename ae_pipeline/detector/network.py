@@ -35,6 +35,11 @@ _MAX_BATCH_ROWS = 1024
 _MAX_CPU_ROWS = 8192
 """Upper limit on the rows of a batch on the CPU, whose encoded rows stay in the cache."""
 
+_MAX_CPU_OUTPUTS = 2**21
+"""Upper limit on the outputs of a layer for a batch of images on the CPU, 16 MiB in float64. Arrays of more than 32 MiB
+are new pages of memory each time, which takes longer than the layer. Smaller ones have more calls.
+"""
+
 
 @dataclass(frozen=True)
 class Pictures:
@@ -171,8 +176,13 @@ class FittedNetwork:
 
     @cached_property
     def widest_layer(self) -> int:
-        """Highest number of outputs of a layer."""
-        return max(len(weights) for weights in self.model.parameters())
+        """Highest number of outputs that a layer has for one row."""
+        sizes, model = [1], copy.deepcopy(self.model).to("meta").eval()
+        for layer in model.modules():
+            if not any(layer.children()):
+                layer.register_forward_hook(lambda _, __, output: sizes.append(output.numel()))
+        model(torch.empty(1, *self.encoder.shape, device="meta"))
+        return max(sizes)
 
     @property
     def device(self) -> torch.device:
@@ -228,7 +238,10 @@ class FittedNetwork:
     @property
     def _batch_rows(self) -> int:
         rows = rows_at_once(self.encoder.shape, self.device)
-        return min(rows, _MAX_CPU_ROWS) if self.device.type == "cpu" else rows
+        if self.device.type != "cpu":
+            return rows
+        is_table = len(self.encoder.shape) == 1
+        return min(rows, _MAX_CPU_ROWS if is_table else max(1, _MAX_CPU_OUTPUTS // self.widest_layer))
 
     def encode_batch(self, rows: pl.DataFrame) -> torch.Tensor:
         """Return the network inputs of a batch, (n, …), float64, on the device of the model.

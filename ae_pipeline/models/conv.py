@@ -8,7 +8,7 @@ from torch import nn
 from ae_pipeline.common.errors import ConfigError
 from ae_pipeline.config.model import ModelConfig
 from ae_pipeline.models.base import ACTIVATIONS, EncoderDecoder
-from ae_pipeline.models.convolution import Conv2d
+from ae_pipeline.models.convolution import Conv2d, UpsampledConv2d
 from ae_pipeline.models.dense import stack
 
 _Size = tuple[int, int]
@@ -70,7 +70,10 @@ def _downsample(config: ModelConfig, inputs: int, outputs: int) -> list[nn.Modul
 
 def _upsample(config: ModelConfig, inputs: int, outputs: int, size: _Size) -> list[nn.Module]:
     if config.up == "upsample":
-        return [nn.Upsample(size=size), Conv2d(inputs, outputs, 3, padding=1)]
+        return [
+            nn.Identity(),
+            UpsampledConv2d(inputs, outputs, size),
+        ]  # stored weights have the number of a second layer
     # A transposed convolution turns n pixels into 2 n − 1. An even size needs one more.
     output_padding = (1 - size[0] % 2, 1 - size[1] % 2)
     return [nn.ConvTranspose2d(inputs, outputs, 3, stride=2, padding=1, output_padding=output_padding)]

@@ -25,7 +25,7 @@ _FIT_PLACES = 2**20
 
 _TAIL, _USUAL_SHARE = 0.01, 0.9
 _MIN_EXCESS = 0.05
-"""Lowest mean excess of the smoothness over its 99 % quantile: five percent of a variance."""
+"""Lowest mean excess of the smoothness, −ln of a variance, over its 99 % quantile: five percent of the variance."""
 
 _LEVELS = 255
 """Steps between the lowest and the highest value of an image of bytes."""
@@ -119,7 +119,7 @@ class ImageLoss(ReconstructionLoss):
         self.columns: tuple[str, ...] = ("spot",)
         if rates_flatness:
             self.columns = ("spot", "flat")
-            # 99 % quantile and mean excess of the smoothness of windows, then of their residual scores.
+            # 99 % quantile and mean excess of −ln of the variance of windows, then of their residual scores.
             self.register_buffer("flat_tails", torch.tensor([0.0, 1.0, 0.0, 1.0]))
 
     def forward(self, output: Tensor, x: Tensor) -> Tensor:
@@ -162,19 +162,28 @@ class ImageLoss(ReconstructionLoss):
         step = max(1, len(x) * windows // _FIT_PLACES)
         smoothness, residual = [], []
         for batch, reconstruction in zip(x.split(batch_size), output.split(batch_size), strict=True):
-            smoothness.append(self._smoothness(batch).flatten(1)[:, ::step])
+            smoothness.append(-torch.log(self._variances(batch).flatten(1)[:, ::step]))
             residual.append(self.patch_scores(reconstruction, batch).flatten(1)[:, ::step])
         level, excess = _tail(torch.cat(smoothness))
         self.flat_tails.copy_(torch.tensor([level, max(excess, _MIN_EXCESS), *_tail(torch.cat(residual))]))
 
-    def _smoothness(self, x: Tensor) -> Tensor:
-        """Return −ln of the variance of each window inside the image, mean over channels, (n, rows, columns), float64.
+    def _variances(self, x: Tensor) -> Tensor:
+        """Return the variance of each window inside the image, mean over channels, (n, rows, columns), float64.
 
-        The variance of rounding to the steps of the images is added, which bounds the smoothness.
+        The variance of rounding to the steps of the images is added, so that its logarithm is bounded.
         """
         centered = x.double() - x.double().mean((2, 3), keepdim=True)
-        mean, square = (functional.avg_pool2d(values, self.window, 1) for values in (centered, centered.square()))
-        return -torch.log((square - mean.square()).clamp(min=0).mean(1) + self._rounding)
+        mean, square = (self._window_means(values) for values in (centered, centered.square()))
+        return (square - mean.square()).clamp(min=0).mean(1) + self._rounding
+
+    def _window_means(self, values: Tensor) -> Tensor:
+        """Return the mean of each window inside the image, like `functional.avg_pool2d`, which is slow in float64."""
+        for dim, side in zip((2, 3), self.window, strict=True):
+            shifted = [values.narrow(dim, first, values.shape[dim] - side + 1) for first in range(side)]
+            values = shifted[0].clone()
+            for each in shifted[1:]:
+                values += each
+        return values / math.prod(self.window)
 
     def patch_scores(self, output: Tensor, x: Tensor, to_the_edge: bool = False) -> Tensor:
         """Return the squared Mahalanobis distance of each residual patch inside the image, shape (n, rows, columns).
@@ -204,9 +213,12 @@ class ImageLoss(ReconstructionLoss):
         It is the patch score that is as rare among normal windows as a contrast this low, for both tails extrapolated
         exponentially beyond their 99th percentile. Windows with more contrast have lower, also negative, scores.
         """
+        return self._flat_scores(self._variances(x)).to(x.dtype)
+
+    def _flat_scores(self, variances: Tensor) -> Tensor:
         level, excess, residual, residual_excess = self.flat_tails
-        scores: Tensor = residual + residual_excess * (self._smoothness(x) - level) / excess
-        return scores.to(x.dtype)
+        scores: Tensor = residual + residual_excess * (-torch.log(variances) - level) / excess
+        return scores
 
     def heat(self, output: Tensor, x: Tensor) -> Tensor:
         """Return the anomaly of each pixel as a multiple of the usual residual, shape (n, height, width).
@@ -251,8 +263,10 @@ class ImageLoss(ReconstructionLoss):
         return torch.cat([self._highest(patch_scores, x), patch_scores.mean((1, 2)).unsqueeze(1)], 1)
 
     def _highest(self, patch_scores: Tensor, x: Tensor) -> Tensor:
-        maps = [patch_scores] if "flat" not in self.columns else [patch_scores, self.flat_scores(x)]
-        return torch.stack([values.amax((1, 2)) for values in maps], 1)
+        highest = [patch_scores.amax((1, 2))]
+        if "flat" in self.columns:  # the window with the lowest variance has the highest flat score
+            highest.append(self._flat_scores(self._variances(x).amin((1, 2))).to(x.dtype))
+        return torch.stack(highest, 1)
 
 
 def _tail(values: Tensor) -> tuple[float, float]:

@@ -69,7 +69,8 @@ def test_a_bundle_without_flat_scores_scores_by_residuals(detector: Detector, ro
 def test_work_on_many_batches_logs_how_far_it_is(
     detector: Detector, rows: pl.DataFrame, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in {"_PROGRESS_SECONDS": 0.0, "_MAX_CPU_ROWS": 25}.items():
+    outputs = 25 * detector.network.widest_layer
+    for name, value in {"_PROGRESS_SECONDS": 0.0, "_MAX_CPU_OUTPUTS": outputs}.items():
         monkeypatch.setattr(f"ae_pipeline.detector.network.{name}", value)
     with caplog.at_level("INFO", "ae_pipeline.detector.network"):
         assert [*detector.network.map_batches(len, rows)] == [25, 25, 10]

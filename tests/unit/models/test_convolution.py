@@ -8,7 +8,7 @@ from torch import nn
 
 from ae_pipeline.models import convolution
 from ae_pipeline.models.base import AutoEncoderOutput
-from ae_pipeline.models.convolution import Conv2d
+from ae_pipeline.models.convolution import Conv2d, UpsampledConv2d
 from ae_pipeline.models.image_loss import ImageLoss
 
 
@@ -22,6 +22,21 @@ def test_blocks_have_the_values_of_torch(elements: int, stride: int, monkeypatch
         theirs.load_state_dict(ours.state_dict())
         x = torch.randn(4, channels, height, width, dtype=torch.float64)
         torch.testing.assert_close(ours(x), theirs(x), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("elements", [1, 900, 2**17])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_convolution_of_upsampled_images(elements: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float64, blocks of one row of windows start and end between the outputs of a small pixel."""
+    monkeypatch.setattr(convolution, "_BLOCK_ELEMENTS", elements)
+    for size, channels, odd in itertools.product([(1, 1), (7, 4), (12, 13)], [1, 3], [0, 1]):
+        larger = (2 * size[0] - odd, 2 * size[1])
+        ours = UpsampledConv2d(channels, 5, larger).to(dtype)
+        theirs = nn.Sequential(nn.Upsample(larger), nn.Conv2d(channels, 5, 3, padding=1)).to(dtype)
+        theirs[1].load_state_dict(ours.state_dict())
+        x = torch.randn(4, channels, *size, dtype=dtype)
+        close = 1e-12 if dtype == torch.float64 else 1e-5
+        torch.testing.assert_close(ours(x), theirs(x), rtol=close, atol=close)
 
 
 def test_float32_has_values_and_gradients_of_torch() -> None:

@@ -16,6 +16,7 @@ from ae_pipeline.config.columns import ColumnType, FeatureColumn, ImageShape
 from ae_pipeline.config.model import LossTerm, Output, Scaling
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.encoding.encoder import fit_encoder
+from ae_pipeline.models.convolution import UpsampledConv2d
 from ae_pipeline.models.dense import Linear
 from ae_pipeline.models.factory import ARCHITECTURES, build_loss, build_model, check_architecture
 from ae_pipeline.models.losses import LikelihoodLoss
@@ -299,7 +300,7 @@ class TestNetworks:
         dense = maps * 9 + 9 + 9 * 2 + 2 + 2 * 9 + 9 + 9 * maps + maps
         assert count(model) == 3 * 4 * 9 + 4 + 4 * 6 * 9 + 6 + dense + 6 * 4 * 9 + 4 + 4 * 3 * 9 + 3
         kinds = [type(layer) for layer in model.modules()]
-        assert kinds.count(nn.MaxPool2d) == kinds.count(nn.Upsample) == (2 if down == "pool" else 0)
+        assert kinds.count(nn.MaxPool2d) == kinds.count(UpsampledConv2d) == (2 if down == "pool" else 0)
         assert kinds.count(nn.ConvTranspose2d) == (2 if up == "transpose" else 0)
 
     @pytest.mark.parametrize("name", ["relu", "leaky_relu", "elu", "gelu", "silu", "tanh"])
