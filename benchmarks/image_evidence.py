@@ -2,12 +2,16 @@
 
 The models learn from the upper rows of a photograph and are tried on the rows below, all within the region that
 `benchmarks.defects` trains on. Its test rows and its seeds take no part. The parts of the score are those of the
-package. Two parts were tried and are not in the package: the distance from the nearest of 2,048 training places, by
-features of the trained encoder as in PatchCore (Roth et al. 2022) or by pixels, and training with blobs of other
-patches, shifted or flat pixels on the inputs as in CutPaste (Li et al. 2021) and DRAEM (Zavrtanik et al. 2021).
+package. These were tried and are not in the package: the distance from the nearest of 2,048 training places, by
+features of the trained encoder as in PatchCore (Roth et al. 2022) or by pixels; the structural similarity over three
+scales (Wang et al. 2004); training with blobs of other patches, shifted or flat pixels on the inputs as in CutPaste (Li
+et al. 2021) and DRAEM (Zavrtanik et al. 2021), or with turned and mirrored copies; and a network of three scales. An
+encoder that was trained on another material is `training.encoder_weights`.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from unittest.mock import patch
 
 import numpy as np
@@ -17,7 +21,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from ae_pipeline.config.service import Evidence
+from ae_pipeline.detector.bundle_files import WEIGHTS
 from ae_pipeline.detector.detector import Detector
+from ae_pipeline.models.factory import ARCHITECTURES, Architecture
 from ae_pipeline.scoring.tails import fit_tails
 from benchmarks.defects import ALERTS, MODEL, TRAIN
 from benchmarks.frames import fit_images, image_frame
@@ -28,13 +34,17 @@ MATERIALS = ("brick", "gravel")
 FOREIGN = {"brick": ("grass", "gravel"), "gravel": ("brick", "grass")}
 SYNTHETIC = ("blur", "stain", "noise", "turned", "nearly flat")
 SHIPPED, TRAINED_WITH_BLOBS = "residual and contrast, as shipped", "as shipped, trained with blobs"
+AUGMENTED, MULTI_SCALE = "as shipped, trained with turned copies", "as shipped, network of three scales"
+PRETRAINED = "as shipped, encoder of another material to start from"
 VARIANTS: Mapping[str, tuple[str, ...]] = {
     "residual": ("spot", "row"),
     SHIPPED: ("spot", "row", "flat"),
     "the same and features of the encoder": ("spot", "row", "flat", "encoder"),
     "the same and windows of pixels": ("spot", "row", "flat", "pixels"),
+    "the same and structural similarity": ("spot", "row", "flat", "ssim"),
     "features of the encoder alone": ("encoder",),
     "windows of pixels alone": ("pixels",),
+    "structural similarity alone": ("ssim",),
 }
 PLACES, TAIL_STEP, BLOB_SHARE = 2048, 8, 0.15
 
@@ -112,18 +122,46 @@ class NearestPlace:
         return highest
 
 
-def _parts(detector: Detector, train: Pixels) -> Callable[[Pixels], dict[str, Values]]:
-    """Return a function from patches to the value of each part of the score, (n,)."""
+def dissimilarity(output: Tensor, x: Tensor) -> Tensor:
+    """Return 1 − SSIM of the most dissimilar place of each image, mean over scales 1, 2 and 4, (n,)."""
+    c1, c2 = 0.01**2, 0.03**2
+    maps = torch.zeros_like(x)
+    for scale in (1, 2, 4):
+        images = [functional.avg_pool2d(values, scale) for values in (output, x)]
+
+        def mean(values: Tensor) -> Tensor:
+            return functional.avg_pool2d(functional.pad(values, (3, 3, 3, 3), mode="reflect"), 7, 1)
+
+        mean_o, mean_x = map(mean, images)
+        variance_o, variance_x = (mean(each.square()) - mean(each).square() for each in images)
+        covariance = mean(images[0] * images[1]) - mean_o * mean_x
+        similarity = ((2 * mean_o * mean_x + c1) * (2 * covariance + c2)) / (
+            (mean_o.square() + mean_x.square() + c1) * (variance_o + variance_x + c2)
+        )
+        maps += (1 - functional.interpolate(similarity, x.shape[2:], mode="nearest")) / 3
+    highest: Tensor = maps.amax((1, 2, 3))
+    return highest
+
+
+def _parts(detector: Detector, train: Pixels, names: Collection[str]) -> Callable[[Pixels], dict[str, Values]]:
+    """Return a function from patches to the value of some parts of the score, (n,)."""
 
     def encoded(patches: Pixels) -> Tensor:
         return torch.from_numpy(detector.encoder.encode(image_frame(patches)))
 
-    first = detector.model.encoder[:2]  # type: ignore[index]
+    def dissimilar(x: Tensor) -> Values:
+        to_unit = detector.encoder.to_unit  # type: ignore[union-attr]
+        images = (torch.from_numpy(to_unit(values.numpy())) for values in (detector.model(x).output, x))
+        highest: Values = dissimilarity(*(each.permute(0, 3, 1, 2).double() for each in images)).numpy()
+        return highest
+
     x = encoded(train[::TAIL_STEP])
-    banks = {
-        "encoder": NearestPlace(first, x),
-        "pixels": NearestPlace(lambda x: functional.unfold(x, 5, stride=2).unflatten(2, (14, 14)), x),
+    tried: dict[str, Callable[[], Callable[[Tensor], Values]]] = {
+        "encoder": lambda: NearestPlace(detector.model.encoder[:2], x),  # type: ignore[index]
+        "pixels": lambda: NearestPlace(lambda x: functional.unfold(x, 5, stride=2).unflatten(2, (14, 14)), x),
+        "ssim": lambda: dissimilar,
     }
+    banks = {name: make() for name, make in tried.items() if name in names}
 
     def measured(patches: Pixels) -> dict[str, Values]:
         losses = detector.latents_and_losses(image_frame(patches))[1]
@@ -147,7 +185,7 @@ def _aurocs(
     detector: Detector, train: Pixels, clean: Pixels, kinds: Mapping[str, Pixels], variants: Mapping[str, Sequence[str]]
 ) -> Iterator[tuple[str, str, float]]:
     """Yield kind of defect, variant and AUROC."""
-    measured = _parts(detector, train)
+    measured = _parts(detector, train, {name for names in variants.values() for name in names})
     tails = {name: fit_tails(values[:, np.newaxis]) for name, values in measured(train[3::TAIL_STEP]).items()}
     of_clean = measured(clean)
     for kind, patches in kinds.items():
@@ -157,6 +195,26 @@ def _aurocs(
             yield kind, variant, float(roc_auc_score(np.repeat([0, 1], [len(clean), len(patches)]), scores))
 
 
+def augmented(patches: Pixels, groups: Sequence[str], seed: int) -> tuple[Pixels, list[str]]:
+    """Return patches and one turned or mirrored copy of each, with the groups of both."""
+    rng = np.random.default_rng([seed, 8])
+    copies = patches.copy()
+    for copy in copies:
+        turned = np.rot90(copy, int(rng.integers(0, 4)))
+        copy[:] = (turned[:, ::-1] if rng.integers(0, 2) else turned).copy()
+    return np.concatenate([patches, copies]), [*groups, *groups]
+
+
+NETWORKS = (
+    (ARCHITECTURES["conv"], None, SHIPPED),
+    (ARCHITECTURES["conv"], blobs, TRAINED_WITH_BLOBS),
+    (ARCHITECTURES["conv"], None, AUGMENTED),
+    (Architecture("benchmarks.multi_scale", takes_tables=False), None, MULTI_SCALE),
+    (ARCHITECTURES["conv"], None, PRETRAINED),
+)
+"""Architecture, corruption of the inputs, and variant of each trained network."""
+
+
 def measure(seed: int) -> Iterator[Measure]:
     """Measure every variant of the evidence on both materials."""
     for material in MATERIALS:
@@ -164,8 +222,19 @@ def measure(seed: int) -> Iterator[Measure]:
         train, tiles = cut_tiles(picture[LEARNING], 4)
         clean = cut(picture[TUNING], 16)
         kinds = defective(clean, material, seed)
-        for corruption, variants in ((None, VARIANTS), (blobs, {TRAINED_WITH_BLOBS: VARIANTS[SHIPPED]})):
-            with patch("ae_pipeline.training.fit.build_corruption", return_value=corruption):
-                bundle = fit_images(train, seed, MODEL, TRAIN, tiles, ALERTS)
-            for kind, variant, value in _aurocs(bundle.detector, train, clean, kinds, variants):
-                yield Measure(f"{material}, {kind}", variant, "AUROC", value, seed)
+        for network, corruption, variant in NETWORKS:
+            variants = VARIANTS if variant == SHIPPED else {variant: VARIANTS[SHIPPED]}
+            images, groups = augmented(train, tiles, seed) if variant == AUGMENTED else (train, tiles)
+            with (
+                patch("ae_pipeline.training.fit.build_corruption", return_value=corruption),
+                patch.dict("ae_pipeline.models.factory.ARCHITECTURES", {"conv": network}),
+                TemporaryDirectory() as folder,
+            ):
+                training = TRAIN
+                if variant == PRETRAINED:
+                    others, of_tiles = cut_tiles(photograph(FOREIGN[material][0])[LEARNING], 4)
+                    fit_images(others, seed, MODEL, TRAIN, of_tiles, ALERTS).save(Path(folder))
+                    training = {**TRAIN, "encoder_weights": str(Path(folder, WEIGHTS))}
+                bundle = fit_images(images, seed, MODEL, training, groups, ALERTS)
+            for kind, name, value in _aurocs(bundle.detector, train, clean, kinds, variants):
+                yield Measure(f"{material}, {kind}", name, "AUROC", value, seed)

@@ -268,6 +268,12 @@ class TrainingConfig(Section):
         description="Start a retraining from the weights of the champion if the layers have the same sizes. Weights of "
         "new columns and categories start at random values.",
     )
+    encoder_weights: str | None = Field(
+        default=None,
+        description="Safetensors file with weights of an encoder, from which a training without such a champion "
+        "starts: `weights.safetensors` of another bundle, or tensors with these names. Convolutions must fit. Dense "
+        "layers that do not fit start at random values.",
+    )
     anchor: float = Field(
         default=0.1,
         ge=0,

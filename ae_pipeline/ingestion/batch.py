@@ -42,7 +42,7 @@ from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.hashing import hash_json
 
 _BATCH_FILES, _BATCH_ROWS, _BATCH_CELLS = 1000, 50_000, 2**21
-_BATCH_IMAGE_BYTES = 32 << 20
+_BATCH_IMAGE_BYTES = 16 << 20
 """Limits of a batch. One is written while the next is read, so that two of them are in memory."""
 
 

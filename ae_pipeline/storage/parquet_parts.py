@@ -52,6 +52,8 @@ class ParquetParts:
 
     def finish(self, facts: Mapping[str, str]) -> None:
         """Write the last rows, facts and a seal. At least one part must have been added."""
+        import pyarrow as pa
+
         if self._writer is None and self._empty is not None:
             self._write(self._empty)
         assert self._writer is not None
@@ -65,6 +67,7 @@ class ParquetParts:
         self._writer.add_key_value_metadata(footer)
         self.close()
         seal(self.path)
+        pa.default_memory_pool().release_unused()  # it would keep the buffers of all row groups
 
     def close(self) -> None:
         """Close the file. Without `finish`, it is incomplete."""

@@ -3,9 +3,10 @@
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import polars as pl
@@ -38,6 +39,7 @@ from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.training import memory_budget
 from ae_pipeline.training.calibration_scores import score_calibration
 from ae_pipeline.training.data_parallel import refuse_streaming, require_workers, train_on_workers
+from ae_pipeline.training.encoder_weights import load_encoder_weights, read_encoder_weights
 from ae_pipeline.training.loop import TrainingResult, evaluate, train
 from ae_pipeline.training.loss_statistics import fit_loss_statistics, statistics_rows
 from ae_pipeline.training.pixel_threshold import fit_pixel_threshold
@@ -90,6 +92,7 @@ def fit_bundle(
         StorageError: There is no disk space for the encoded rows.
     """
     config, paths = dataset.config, dataset.paths
+    given = read_encoder_weights(dataset)  # its errors come before the work
     require_workers(config.training, choose_device(config.training.device))
     screened = screen_by_serving(window, dataset, previous, reviewed)
     window, counts = screened.window, screened.counts(dataset)
@@ -115,7 +118,7 @@ def fit_bundle(
         folder=paths.scratch,
         memory=memory,
     )
-    detector, result = fit_detector(config, columns, train_rows, validation_rows, report, previous, all_rows)
+    detector, result = fit_detector(config, columns, train_rows, validation_rows, report, previous, all_rows, given)
     encoder = detector.encoder
     looked_at = {"train": train_rows.height - of_sample.height, "validation": result.validation_rows}
     del train_rows, validation_rows
@@ -198,6 +201,7 @@ def fit_detector(
     report: Callable[[Epoch], None] = lambda _: None,
     previous: ModelBundle | None = None,
     all_rows: AllRows | None = None,
+    given: Mapping[str, torch.Tensor] = MappingProxyType({}),
 ) -> tuple[Detector, TrainingResult]:
     """Fit a detector: all of a model except its calibration.
 
@@ -210,6 +214,7 @@ def fit_detector(
         previous: Model that serves, to start from.
         all_rows: All rows that the two tables are a sample of. If they exceed the memory budget, the weights are
             trained on all of them, in blocks from disk.
+        given: Weights of the encoder to start from without a previous model; see `load_encoder_weights`.
 
     Raises:
         TrainingError: There are too few rows, there is no usable column, or the loss is not finite.
@@ -234,6 +239,7 @@ def fit_detector(
     untrained_loss = evaluate(model, loss, validation, config.training.beta)
 
     is_warm, regularizer = _start_from(previous, model, loss, encoder, train_rows, config)
+    load_encoder_weights(model, {} if is_warm else given)
     encoded: TrainingRows
     settings, is_table = config.training, isinstance(encoder, TableEncoder)
     # Workers hold the rows on their devices, and this process does not train.
