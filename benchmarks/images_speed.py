@@ -47,8 +47,8 @@ OURS = "ae_pipeline"
 PILLOW, BARE = "Pillow alone, on all cores", "bare loop"
 EPOCHS, BATCH, PATCH = 2, 256, 32
 MODEL: Mapping[str, Any] = {**defects.MODEL, "latent_dim": 64}
-COUNTS, SIDE = (200, 2000, 20_000), 64
-"""Numbers and side of the images whose memory is measured."""
+MEMORY: Mapping[int, tuple[int, ...]] = {64: (200, 2000, 20_000, 80_000), 256: (200, 2000, 20_000)}
+"""Numbers of images whose memory is measured, by their side."""
 
 _CONFIG = PipelineConfig.model_validate({"dataset": "images", "identity": ["file"], "images": {}})
 _TODAY = dt.date(2024, 12, 31)
@@ -204,7 +204,7 @@ def _scoring(chosen: argparse.Namespace) -> list[Measured]:
 
 def _reading(chosen: argparse.Namespace) -> list[Measured]:
     figures = []
-    for side, count in ((64, chosen.images), (256, chosen.images), (1024, chosen.images // 5)):
+    for side, count in ((64, chosen.images), (256, chosen.images), (1024, max(1, chosen.images // 20))):
         table = f"reading: PNG files of {side:,}×{side:,}"
         seconds, processor = measure_reading(count, side, chosen.rounds)
         figures += _speed(table, seconds, count, side**2)
@@ -213,9 +213,17 @@ def _reading(chosen: argparse.Namespace) -> list[Measured]:
 
 
 def _memory(_: argparse.Namespace) -> list[Measured]:
-    table = f"memory: PNG files of {SIDE}×{SIDE}"
     return [
-        Measured(table, f"{count:,} images", "peak MB", measure_memory(count, SIDE), count, SIDE**2) for count in COUNTS
+        Measured(
+            f"memory: PNG files of {side:,}×{side:,}",
+            f"{count:,} images",
+            "peak MB",
+            measure_memory(count, side),
+            count,
+            side**2,
+        )
+        for side, counts in MEMORY.items()
+        for count in counts
     ]
 
 
