@@ -13,6 +13,7 @@ import polars as pl
 
 from ae_pipeline.common.errors import BundleError
 from ae_pipeline.common.text import pluralize
+from ae_pipeline.config.display import noun_of_rows
 from ae_pipeline.config.service import GateConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.features.split import GATE, Window
@@ -219,9 +220,10 @@ def alerts_still_found(challenger: ModelBundle, alerts: RecentAlerts, threshold:
     if is_above.sum() < _MIN_ALERTS:
         return not_compared(rule, min_share, "no recent day is over the alert budget of the version that serves")
     rows = alerts.rows.filter(pl.Series(is_above))
+    flagged = pluralize(rows.height, noun_of_rows(challenger.config))
     share = float(challenger.score(rows).is_anomaly.mean())
     message = (
-        f"it flags {share:.1%} of the {rows.height:,} rows that the version that serves flags on the "
+        f"it flags {share:.1%} of the {flagged} that the version that serves flags on the "
         f"{pluralize(alerts.days, 'recent day')} over its budget; at least {min_share:.1%} must be"
     )
     return GateResult(rule=rule, passed=share >= min_share, figure=share, threshold=min_share, message=message)

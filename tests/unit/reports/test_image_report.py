@@ -188,7 +188,7 @@ def test_defects_are_found_by_image_and_by_pixel(report: Report) -> None:
 
 def test_the_page_shows_the_images_first(report: Report) -> None:
     text = Text(report.page.read_text(encoding="utf-8")).text
-    assert text.index(f"of {TRAIN + TEST} images are flagged") < text.index("Most anomalous rows")
+    assert text.index(f"of {TRAIN + TEST} images are flagged") < text.index("Most anomalous patches")
     assert "the mean of the 2 highest scores of its patches" in text.replace("\n", " ")
     assert text.count("test/square/") >= BAD
 
@@ -479,7 +479,7 @@ def test_an_image_with_an_outlying_patch_does_not_raise_the_threshold(
             names = of_image.filter(pl.col("row_id") == defect)["image_id"]
             gone = of_image.filter(of_image["image_id"].is_in(names.implode()))["row_id"]
             assert set(scored.screened.row_ids["calibration"]) == set(gone)
-            assert scored.screened.facts.message == f"{gone.len()} rows of 1 image left out of calibration"
+            assert scored.screened.facts.message == f"{gone.len()} patches of 1 image left out of calibration"
         else:
             assert len(scored.images) == count
             assert "patches of 1 image of calibration would go, more than" in scored.screened.facts.message
