@@ -135,7 +135,8 @@ def _overview(dataset: "Dataset") -> list[str]:
     newest = max((row.day for row in rows), default="")
     lines = [line] if (line := verdict_line(dataset)) else []
     of_day = [row for row in rows if row.day == newest]
-    lines += ["", f"Flagged {plural(noun)} of {newest}:" if of_day else f"No {noun} is flagged."]
+    of_newest = f" of {newest}" if dataset.config.is_daily else ""
+    lines += ["", f"Flagged {plural(noun)}{of_newest}:" if of_day else f"No {noun} is flagged."]
     for row in of_day[:_LISTED]:
         state = f", {states[row.row_id].text}" if row.row_id in states else ""
         lines.append(f"  {row.row_id}  cause {cause_key(row.columns)}, score {row.score:.1f}{state}")

@@ -153,7 +153,7 @@ def planted_faults_found(challenger: GateMetrics, champion: GateMetrics, max_rec
     limit = max(champion.recall - max_recall_drop, 0.0)
     message = (
         f"{challenger.recall:.1%} of {challenger.fault_count} planted faults score higher than {FAULT_QUANTILE:.0%} of "
-        f"the rows; at least {limit:.1%} must; the version that serves finds {champion.recall:.1%}"
+        f"the {plural(challenger.noun)}; at least {limit:.1%} must; the version that serves finds {champion.recall:.1%}"
     )
     return GateResult(
         rule=rule, passed=challenger.recall >= limit, figure=challenger.recall, threshold=limit, message=message

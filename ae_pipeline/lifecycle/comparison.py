@@ -24,6 +24,7 @@ from ae_pipeline.reports.image_counts import judged_with_label
 from ae_pipeline.reports.labels import Measures, marked_label, measure_rows
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import whole
+from ae_pipeline.storage.paths import ALL_ROWS
 
 Array = npt.NDArray[np.float64]
 
@@ -118,9 +119,10 @@ class Comparison:
     def message(self) -> str:
         """The comparison as a sentence."""
         sampled = f", sampled from the {self.total:,}" if self.rows < self.total else ""
+        newest = "" if self.days == (ALL_ROWS,) else " of the newest days"
         return (
             f"version {self.new} flags {self.flagged[0]:,} and version {self.old} flags {self.flagged[1]:,} of "
-            f"{pluralize(self.rows, self.unit)}{sampled} of the newest days: {self.both:,} by both, {self.gained:,} by "
+            f"{pluralize(self.rows, self.unit)}{sampled}{newest}: {self.both:,} by both, {self.gained:,} by "
             f"version {self.new} only, and {self.lost:,} by version {self.old} only"
         )
 

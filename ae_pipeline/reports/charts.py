@@ -80,7 +80,7 @@ def score_chart(of_day: Array, calibration: Array, threshold: float, day: str, n
             x2=alt.X2("to:Q"),
             y=alt.Y(
                 "share:Q",
-                title="share of rows",
+                title=f"share of {nouns}",
                 stack=None,
                 axis=alt.Axis(values=[0, 1e-4, 1e-3, 1e-2, 1e-1], labelExpr="format(datum.value, '~p')"),
                 scale=alt.Scale(type="symlog", constant=1e-4),

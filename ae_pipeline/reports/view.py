@@ -249,7 +249,7 @@ class Published:
         bundle, config = self.bundle, self.dataset.config
         rows = published_day(self.files[day], self.dataset.paths, columns_of(bundle))
         nouns = self.names.rows
-        name = day if day != ALL_ROWS else f"all {nouns}"
+        name = day if day != ALL_ROWS else "the dataset"
         charts = [
             score_chart(rows["score"].to_numpy(), bundle.calibration.scores, bundle.calibration.threshold, name, nouns),
             latent_chart(rows, self.reference, bundle, name),

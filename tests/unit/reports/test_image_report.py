@@ -287,7 +287,7 @@ def test_the_command_line_lists_images_and_not_patches(gallery: Fitted, report: 
     images = json.loads(report.summary.read_text(encoding="utf-8"))["images"]
     text = "\n".join(report_lines(gallery.paths, PLAIN))
     assert f"flagged images   {images['flagged']} of {TRAIN + TEST} images, budget 20.00% of the normal ones" in text
-    assert "\nverdict          all rows: " in text
+    assert "\nverdict          all patches: " in text
     whole = images["all_images"]
     assert (
         f"known anomalies  {BAD} of {BAD} flagged, {whole['normal_flagged']} of {TRAIN + TEST - BAD} normal images"
