@@ -37,7 +37,7 @@ from ae_pipeline.storage.parquet import read_facts, write_parquet
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 from ae_pipeline.training.fit import fit_bundle
 from tests.support.images import waves
-from tests.support.reports import Text, as_dataset, published, reported
+from tests.support.reports import Text, as_dataset, published, reported, speaks_of_rows
 from tests.support.sensors import Fitted
 
 pytestmark = pytest.mark.slow
@@ -427,6 +427,11 @@ class TestLabelsWithoutEventTime:
             "Held out: unknown, because the images have changed since the training"
             in Text(report.page.read_text()).text
         )
+
+    def test_a_page_of_whole_images_speaks_of_images(self, report: Report) -> None:
+        page = report.page.read_text()
+        assert "The images of the training are included." in Text(page).text
+        assert speaks_of_rows(page) == []
 
     def test_a_page_without_event_time_does_not_mention_days(self, album: Fitted, report: Report) -> None:
         page = " ".join(Text(report.page.read_text()).text.split())
