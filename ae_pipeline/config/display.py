@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from ae_pipeline.common.text import plural
+from ae_pipeline.common.text import plural, pluralize
 from ae_pipeline.config.columns import ColumnDisplay
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.config.service import Evidence
@@ -121,6 +121,17 @@ def noun_of_rows(config: PipelineConfig) -> str:
     if config.images is None:
         return "row"
     return "patch" if config.images.patch else "image"
+
+
+def count_rejected(count: int, config: PipelineConfig) -> str:
+    """Return the number of rows in quarantine as text. An image that cannot be cut into patches is one of them.
+
+    Args:
+        count: The number.
+        config: Configuration of the dataset.
+    """
+    noun = noun_of_rows(config)
+    return f"{pluralize(count, noun)}{(' or image' if count == 1 else ' or images') if noun == 'patch' else ''}"
 
 
 def combination(categories: Sequence[Category]) -> str:

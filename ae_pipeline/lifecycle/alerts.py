@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ae_pipeline.common.errors import StorageError
 from ae_pipeline.common.text import plural, pluralize
-from ae_pipeline.config.display import noun_of_rows
+from ae_pipeline.config.display import count_rejected
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger
 from ae_pipeline.monitoring.alerts import Alert, AlertEvent, alerted_subjects, post_due_alerts, raise_alert
 from ae_pipeline.monitoring.verdict import DayAssessment, ReasonKind
@@ -108,13 +108,14 @@ def _refused_message(refused: dict[str, LandedFile]) -> str:
 def _quarantine_message(
     dataset: Dataset, checked: dict[str, LandedFile], broken: dict[str, int], rows: int, new: list[str]
 ) -> str:
-    name, noun = max(new, key=lambda name: broken[name]), noun_of_rows(dataset.config)
+    name, config = max(new, key=lambda name: broken[name]), dataset.config
     rule = max(checked[name].quarantined.items(), key=lambda item: item[1])[0]
     quarantined = dataset.paths.quarantined(checked[name].rejected_copy or "")
+    most = count_rejected(broken[name], config)
     return (
-        f"{sum(broken.values()):,} of {rows:,} {plural(noun)} of {pluralize(len(checked), 'file')} are in quarantine, "
-        f"at most {dataset.config.max_quarantine_share:.1%} may be: {pluralize(broken[name], noun)} of {name}, mostly "
-        f"by the rule {rule!r}; look at {quarantined}, fix the file and land it again"
+        f"{sum(broken.values()):,} of {count_rejected(rows, config)} of {pluralize(len(checked), 'file')} are in "
+        f"quarantine, at most {dataset.config.max_quarantine_share:.1%} may be: {most} of "
+        f"{name}, mostly by the rule {rule!r}; look at {quarantined}, fix the file and land it again"
     )
 
 

@@ -10,7 +10,7 @@ from functools import partial
 from ae_pipeline.common.errors import PipelineError, SchemaError, StorageError
 from ae_pipeline.common.progress import ProgressLogger
 from ae_pipeline.common.text import abbreviate, plural, pluralize
-from ae_pipeline.config.display import noun_of_rows
+from ae_pipeline.config.display import count_rejected, noun_of_rows
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.engine.mapping import engine_map
 from ae_pipeline.features.build import build_features_day
@@ -171,7 +171,7 @@ def build_raw_days(
     )
     logger.info(
         f"{rows_on_days(raw.rows, len(days), config)}, {_written(built, config)}; "
-        f"{pluralize(raw.quarantined_rows, noun_of_rows(config))} in quarantine"
+        f"{count_rejected(raw.quarantined_rows, config)} in quarantine"
     )
     if waiting:
         logger.info(f"{pluralize(len(waiting), 'more day')} wait for a run of their own: {abbreviate(waiting)}")

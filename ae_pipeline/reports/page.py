@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import polars as pl
 from ae_pipeline.common.errors import ConfigError
 from ae_pipeline.common.escape import escape_json_in_html
 from ae_pipeline.common.text import one_in, plural, pluralize, printable, short_number, with_article
-from ae_pipeline.config.display import noun_of_rows
+from ae_pipeline.config.display import count_rejected, noun_of_rows
 from ae_pipeline.encoding.event_time import EVENT_TIME
 from ae_pipeline.ingestion.names import column_names
 from ae_pipeline.monitoring.alerts import alerts_of
@@ -249,7 +249,8 @@ def render_page(template: str, variables: Mapping[str, Any], dataset: Dataset) -
     sources["vega"] = scripts(dataset.paths.cache) if variables["charts"] else ""
     # Our own files and a library, which must not be escaped.
     unescaped = {name: markupsafe.Markup(text) for name, text in sources.items()}  # noqa: S704
-    fixed = {**_CONSTANTS, **unescaped, "noun": noun_of_rows(dataset.config)}
+    nouns = {"noun": noun_of_rows(dataset.config), "rejected": partial(count_rejected, config=dataset.config)}
+    fixed = {**_CONSTANTS, **unescaped, **nouns}
     return page_environment().get_template(template).render(**fixed, **variables)
 
 
