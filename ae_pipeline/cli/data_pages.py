@@ -19,6 +19,7 @@ from ae_pipeline.cli.error_pages import error_page, unknown_dataset
 from ae_pipeline.cli.project import current_user
 from ae_pipeline.common.errors import ConfigError, PipelineError
 from ae_pipeline.common.text import pluralize
+from ae_pipeline.config.display import noun_of_rows
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.paths import DatasetPaths
 
@@ -67,10 +68,10 @@ class DataPages:
         names = {name for name in names_of_reports if not name.startswith(".")} | self.datasets.keys()
         paths = {name: DatasetPaths(self.folder.resolve(), name) for name in names}
         paths |= {name: dataset.paths for name, dataset in self.datasets.items()}
-        descriptions = {name: dataset.config.description for name, dataset in self.datasets.items()}
+        configs = {name: dataset.config for name, dataset in self.datasets.items()}
         # The addresses of this start: those in a written file would outlive it.
         addresses = {name: url.rstrip("/") for name in _SERVERS if (url := os.environ.get(_variable(name), ""))}
-        return _page(home_page(paths, descriptions, addresses))
+        return _page(home_page(paths, configs, addresses))
 
     async def _contract(self, request: Request) -> Response:
         from ae_pipeline.reports.served import contract_page
@@ -123,7 +124,7 @@ class DataPages:
         offer = None
         with suppress(PipelineError):  # the mark is stored
             offer = await run_in_threadpool(offer_after, stored, dataset)
-        rows = f", {pluralize(len(stored.rows), 'row')}" if stored.rows else ""
+        rows = f", {pluralize(len(stored.rows), noun_of_rows(dataset.config))}" if stored.rows else ""
         return JSONResponse(
             {
                 "message": f"Saved: {stored.state.text}{rows}. The report shows it when it is opened again.",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ae_pipeline.cli.project import Project, current_user
 from ae_pipeline.common.errors import ConfigError
 from ae_pipeline.common.escape import terminal_line
-from ae_pipeline.common.text import pluralize
+from ae_pipeline.common.text import plural, pluralize
 
 if TYPE_CHECKING:
     from ae_pipeline.monitoring.feedback import Mark
@@ -71,16 +71,19 @@ def mark(name: str, options: MarkOptions) -> int:
         ConfigError: The options name nothing that the report has.
     """
     from ae_pipeline.cli.summary import verdict_line
+    from ae_pipeline.config.display import noun_of_rows
     from ae_pipeline.lifecycle.feedback import mark_and_show
+    from ae_pipeline.monitoring.feedback import MarkKind
     from ae_pipeline.reports.review import offer_after
 
     dataset = Project.load(opens_instance=False).dataset(name)
     if options.state is None:
         print("\n".join(map(terminal_line, _overview(dataset))))
         return 0
-    stored = mark_and_show(_request(options), dataset)
-    covers = f" ({pluralize(len(stored.rows), 'row')})" if stored.rows else ""
-    print(terminal_line(f"{stored.kind} {stored.subject}{covers}: marked as {stored.state.text} by {stored.who}."))
+    stored, noun = mark_and_show(_request(options), dataset), noun_of_rows(dataset.config)
+    covers = f" ({pluralize(len(stored.rows), noun)})" if stored.rows else ""
+    kind = noun if stored.kind == MarkKind.ROW else stored.kind
+    print(terminal_line(f"{kind} {stored.subject}{covers}: marked as {stored.state.text} by {stored.who}."))
     if line := verdict_line(dataset):
         print(line)
     print(f"`ae-pipeline run {name}` takes it into checks and pages of days.")
@@ -118,6 +121,7 @@ def _request(options: MarkOptions) -> "MarkRequest":
 def _overview(dataset: "Dataset") -> list[str]:
     """Return what can be marked of the newest day with flagged rows, and the last marks."""
     from ae_pipeline.cli.summary import verdict_line
+    from ae_pipeline.config.display import noun_of_rows
     from ae_pipeline.monitoring.feedback import marks_of, review
     from ae_pipeline.reports.review import cause_key, flagged_rows, read_ranked
     from ae_pipeline.reports.summary import read_summary
@@ -127,10 +131,12 @@ def _overview(dataset: "Dataset") -> list[str]:
     rows = flagged_rows(read_ranked(dataset.paths), dataset.config)
     marks = marks_of(dataset.paths)
     states = review(rows, marks, days).states
+    noun = noun_of_rows(dataset.config)
     newest = max((row.day for row in rows), default="")
     lines = [line] if (line := verdict_line(dataset)) else []
     of_day = [row for row in rows if row.day == newest]
-    lines += ["", f"Flagged rows of {newest}:" if of_day else "No row is flagged."]
+    of_newest = f" of {newest}" if dataset.config.is_daily else ""
+    lines += ["", f"Flagged {plural(noun)}{of_newest}:" if of_day else f"No {noun} is flagged."]
     for row in of_day[:_LISTED]:
         state = f", {states[row.row_id].text}" if row.row_id in states else ""
         lines.append(f"  {row.row_id}  cause {cause_key(row.columns)}, score {row.score:.1f}{state}")

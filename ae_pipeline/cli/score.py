@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ae_pipeline.cli.project import Project
 from ae_pipeline.common.errors import ConfigError
 from ae_pipeline.common.escape import spreadsheet_text
-from ae_pipeline.common.text import align, one_in, printable
+from ae_pipeline.common.text import align, one_in, pluralize, printable
 
 if TYPE_CHECKING:
     import polars as pl
@@ -88,10 +88,10 @@ def _lines(scores: "RawScores", dataset: "Dataset", version: int) -> list[str]:
     rejected = scores.rejected.head(_SHOWN).iter_rows(named=True)
     lines += [f"row {row['row_number']:,} rejected: {printable(row['reason'], is_line=True)}" for row in rejected]
     if (more := scores.rejected.height - _SHOWN) > 0:
-        lines.append(f"and {more:,} more rejected rows")
+        lines.append(f"and {more:,} more rejected {names.rows}")
     flagged = int(scores.scored["is_anomaly"].sum())
-    summary = f"{scores.rows:,} rows: {scores.scored.height:,} scored under version {version} of {dataset.name!r}, "
-    return [*lines, f"{summary}{flagged:,} flagged; {scores.rejected.height:,} rejected"]
+    summary = f"{pluralize(scores.rows, names.row)}: {scores.scored.height:,} scored under version {version} of "
+    return [*lines, f"{summary}{dataset.name!r}, {flagged:,} flagged; {scores.rejected.height:,} rejected"]
 
 
 def _rejected_beside(out: Path) -> Path:

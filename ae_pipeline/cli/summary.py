@@ -9,12 +9,13 @@ import polars as pl
 
 from ae_pipeline.common.errors import StorageError
 from ae_pipeline.common.escape import terminal_line
-from ae_pipeline.common.text import abbreviate, one_in
-from ae_pipeline.config.display import ColumnNames
+from ae_pipeline.common.text import abbreviate, one_in, plural, pluralize
+from ae_pipeline.config.display import ColumnNames, noun_of_rows
 from ae_pipeline.ingestion.landing_folder import landing_address, list_landing
 from ae_pipeline.ingestion.ledger import Ledger
 from ae_pipeline.ingestion.names import column_names
 from ae_pipeline.monitoring.alerts import alerts_of
+from ae_pipeline.monitoring.verdict import WHOLE
 from ae_pipeline.registry.names import CHAMPION
 from ae_pipeline.registry.store import Tracker
 from ae_pipeline.reports.reasons import reason_of, reworded
@@ -80,19 +81,21 @@ def _line(label: str, value: object) -> str:
 
 def _ingestion_lines(dataset: Dataset) -> list[str]:
     ledger, others = Ledger.load(dataset.paths.ledger), _unread(dataset)
-    quarantined = ledger.quarantined()
+    quarantined, noun = ledger.quarantined(), noun_of_rows(dataset.config)
     rows = sum(entry.rows for entry in ledger.files.values()) + sum(quarantined.values())
     rules = ", ".join(f"{rule}: {count:,}" for rule, count in list(quarantined.items())[:5])
     lines = [
-        _line("rows in", f"{rows:,} in {len(ledger.files):,} files"),
-        _line("in quarantine", f"{sum(quarantined.values()):,} ({rules or 'every row satisfies the schema contract'})"),
+        _line(f"{plural(noun)} in", f"{rows:,} in {len(ledger.files):,} files"),
+        _line(
+            "in quarantine", f"{sum(quarantined.values()):,} ({rules or f'every {noun} satisfies the schema contract'})"
+        ),
     ]
     if copies := [entry.rejected_copy for entry in ledger.files.values() if entry.rejected_copy]:
         path = dataset.paths.quarantined(copies[-1])
         if reasons := _reasons(path):
             lines.append(_line("", f"the newest one: {reasons[0]} ({path.parent} holds all of them)"))
     if withdrawn := ledger.withdrawn:
-        days = f"{sum(withdrawn.values()):,} rows of {abbreviate(list(withdrawn))}"
+        days = f"{pluralize(sum(withdrawn.values()), noun)} of {abbreviate(list(withdrawn))}"
         lines.append(_line("withdrawn", f"{days}; `ae-pipeline withdraw {dataset.name}` lists them"))
     if others:
         lines.append(_line("not read", others))
@@ -115,7 +118,9 @@ def _duplicate_lines(dataset: Dataset) -> list[str]:
     facts = [read_facts(path) for path in dataset.paths.raw("_").parent.glob("[!.]*.parquet")]
     key, label = ("superseded", "replaced") if dataset.config.identity else ("repeated", "exact repeats")
     rows = sum(int(fact.get(key, 0)) for fact in facts)
-    meaning = "identities replaced by a newer row" if dataset.config.identity else "rows equal an earlier row; all stay"
+    noun = noun_of_rows(dataset.config)
+    equal = f"{plural(noun)} equal an earlier {noun}; all stay"
+    meaning = f"identities replaced by a newer {noun}" if dataset.config.identity else equal
     return [_line(label, f"{rows:,} {meaning}")] if rows else []
 
 
@@ -123,7 +128,7 @@ def report_lines(paths: DatasetPaths, names: ColumnNames) -> list[str]:
     """Return what the newest report says: counts, the verdict, labels, and the highest-scoring rows or images."""
     if (summary := read_summary(paths)) is None:
         return []
-    flagged = f"{summary['flagged']:,} of {summary['rows']:,} rows, budget {summary['budget']:.2%}"
+    flagged = f"{summary['flagged']:,} of {summary['rows']:,} {names.rows}, budget {summary['budget']:.2%}"
     lines = [_line("flagged", flagged)]
     if images := _judged_images(summary):
         of_images = f"{images['flagged']:,} of {images['images']:,} images, budget {images['budget']:.2%}"
@@ -131,20 +136,20 @@ def report_lines(paths: DatasetPaths, names: ColumnNames) -> list[str]:
     if assessment := summary.get("verdict"):
         filling = summary.get("filling")
         is_complete = filling is not None and not assessment.get("is_filling")
-        is_daily = assessment["day"] != "all rows"
+        is_daily = assessment["day"] != WHOLE
         label = "verdict" if not is_daily else "complete day" if is_complete else "newest day"
-        lines.append(_line(label, _verdict(assessment)))
+        lines.append(_line(label, _verdict(assessment, names)))
         if filling:
             lines.append(_line("still filling", filling["words"]))
     if images and images["all_images"]:  # a label marks all patches of an image, and a defect covers few of them
-        lines.append(_line("known anomalies", _label_text(images, "images")))
+        lines.append(_line("known anomalies", _label_text(images["all_images"], images["held_out"], "images")))
     elif labels := summary.get("labels"):
-        lines.append(_line("known anomalies", _label_text(labels)))
+        lines.append(_line("known anomalies", _label_text(labels["all_rows"], labels["held_out"], names.rows)))
     if left_out := summary["columns_left_out"]:
         lines.append(_line("left out", f"{', '.join(left_out)} (not seen by the model; summary.json says why)"))
     if images:
         return [*lines, "", *_top_images(images, summary["strangest"], names)]
-    lines += ["", f"The {_ROWS} highest-scoring rows:"]
+    lines += ["", f"The {_ROWS} highest-scoring {names.rows}:"]
     for index, row in enumerate(summary["strangest"][:_ROWS], 1):
         lines.append(f"{index:>3}. {row['row_id']}  (score {row['score']:,.1f}, {one_in(row['p_value'])})")
         is_marked = row["is_anomaly"] or bool(row["is_discovery"])
@@ -177,21 +182,21 @@ def verdict_line(dataset: Dataset) -> str:
     if (assessment := summary.get("verdict")) is None:
         return ""
     refused = summary.get("refused")  # a report of an earlier version has none
-    return terminal_line(_verdict(assessment) + (f"; {refused}" if refused else ""))
+    return terminal_line(_verdict(assessment, column_names(dataset)) + (f"; {refused}" if refused else ""))
 
 
-def _verdict(assessment: dict[str, Any]) -> str:
+def _verdict(assessment: dict[str, Any], names: ColumnNames) -> str:
     state = assessment.get("state")  # a report of an earlier version has none
     since = assessment.get("since")
     duration = f" since {since if since != assessment['day'] else 'this day'}" if since else ""
-    return f"{assessment['day']}: {f'{state}{duration}: ' if state else ''}{assessment['words']}"
+    day = f"all {names.rows}" if assessment["day"] == WHOLE else assessment["day"]
+    return f"{day}: {f'{state}{duration}: ' if state else ''}{assessment['words']}"
 
 
-def _label_text(labels: dict[str, Any], unit: str = "rows") -> str:
-    whole, held_out = labels[f"all_{unit}"], labels["held_out"]
+def _label_text(whole: dict[str, Any], held_out: dict[str, Any] | None, units: str) -> str:
     text = (
         f"{whole['anomalies_flagged']:,} of {whole['anomalies']:,} flagged, "
-        f"{whole['normal_flagged']:,} of {whole['rows'] - whole['anomalies']:,} normal {unit}"
+        f"{whole['normal_flagged']:,} of {whole['rows'] - whole['anomalies']:,} normal {units}"
     )
     if whole["auroc"] is not None:
         text += f"; AUROC {whole['auroc']:.4f}, average precision {whole['average_precision']:.4f}"

@@ -9,7 +9,7 @@ from ae_pipeline.common.text import align, pluralize
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ae_pipeline.lifecycle.versions import ComparedRow
+    from ae_pipeline.lifecycle.comparison import ComparedRow
     from ae_pipeline.registry.store import Tracker
     from ae_pipeline.storage.dataset import Dataset
 
@@ -84,7 +84,7 @@ def compare(name: str, new: int, old: int | None) -> int:
         PromotionError: A version does not exist, or there is nothing to score.
         BundleError: A bundle cannot be read, or cannot score the present features.
     """
-    from ae_pipeline.lifecycle.versions import compare_versions
+    from ae_pipeline.lifecycle.comparison import compare_versions
 
     project = Project.load()
     compared = compare_versions(project.dataset(name), project.tracker, new, old)
@@ -95,12 +95,12 @@ def compare(name: str, new: int, old: int | None) -> int:
         (compared.new, compared.gained, compared.only_new),
         (compared.old, compared.lost, compared.only_old),
     ):
-        _print_rows(version, count, rows)
+        _print_rows(version, pluralize(count, compared.unit), rows)
     return 0
 
 
-def _print_rows(version: int, count: int, rows: "Sequence[ComparedRow]") -> None:
-    print(f"\nOnly version {version} flags {pluralize(count, 'row')}{':' if rows else '.'}")
+def _print_rows(version: int, count: str, rows: "Sequence[ComparedRow]") -> None:
+    print(f"\nOnly version {version} flags {count}{':' if rows else '.'}")
     table = [(f"{row.score:.1f}", f"({row.other_score:.1f})", row.row_id, row.because) for row in rows]
     for line in align([tuple(map(terminal_line, each)) for each in table], right=()):
         print(f"  {line}")

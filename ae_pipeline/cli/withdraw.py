@@ -8,6 +8,7 @@ from ae_pipeline.cli.project import Project, current_user
 from ae_pipeline.common.errors import ConfigError
 from ae_pipeline.common.escape import terminal_line
 from ae_pipeline.common.text import abbreviate, pluralize
+from ae_pipeline.config.display import noun_of_rows
 
 if TYPE_CHECKING:
     from ae_pipeline.storage.dataset import Dataset
@@ -52,7 +53,7 @@ def withdraw(name: str, days: Sequence[str], why: str, *, undo: bool, confirmed:
     _follow(project, dataset)
     state = "back" if undo else "withdrawn"
     after = "" if undo else f"; `ae-pipeline withdraw {name} {' '.join(days)} --undo` takes it back"
-    print(f"\n{abbreviate(days)}: {pluralize(sum(rows.values()), 'row')} {state}{after}.")
+    print(f"\n{abbreviate(days)}: {pluralize(sum(rows.values()), noun_of_rows(dataset.config))} {state}{after}.")
     return 0
 
 
@@ -62,9 +63,10 @@ def _list_withdrawn(dataset: "Dataset") -> int:
 
     withdrawn = Ledger.load(dataset.paths.ledger).withdrawn
     reasons = {day: line for line in lines_of(dataset.paths.withdrawals) for day in line["days"]}
+    noun = noun_of_rows(dataset.config)
     for day, rows in withdrawn.items():
         line = reasons.get(day, {"at": "", "who": "unknown", "why": ""})
-        print(terminal_line(f"{day}  {pluralize(rows, 'row')}, withdrawn {line['at']} by {line['who']}: {line['why']}"))
+        print(terminal_line(f"{day}  {pluralize(rows, noun)}, withdrawn {line['at']} by {line['who']}: {line['why']}"))
     if not withdrawn:
         print(f"No day of {dataset.name!r} is withdrawn.")
     return 0

@@ -31,13 +31,31 @@ def printable(text: str, *, is_line: bool = False) -> str:
     return _UNPRINTABLE.sub(escape, text)
 
 
+def plural(noun: str) -> str:
+    """Return the plural of a regular noun.
+
+    >>> plural("row"), plural("patch")
+    ('rows', 'patches')
+    """
+    return f"{noun}es" if noun.endswith("ch") else f"{noun}s"
+
+
+def with_article(noun: str) -> str:
+    """Return a noun with its indefinite article.
+
+    >>> with_article("row"), with_article("image")
+    ('a row', 'an image')
+    """
+    return f"{'an' if noun[0] in 'aeio' else 'a'} {noun}"
+
+
 def pluralize(count: int, noun: str) -> str:
     """Return a count with its noun, in the plural if needed.
 
     >>> pluralize(1, "file"), pluralize(1200, "file")
     ('1 file', '1,200 files')
     """
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    return f"{count:,} {noun if count == 1 else plural(noun)}"
 
 
 def one_in(share: float) -> str:

@@ -6,7 +6,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from ae_pipeline.common.text import plural, pluralize
 from ae_pipeline.config.columns import ColumnDisplay
+from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.config.service import Evidence
 
 _TITLES = {"event_time": "event time", "row_id": "row"}
@@ -29,6 +31,7 @@ class ColumnNames:
         display: Title, unit and codes of each column that has one.
         columns: All columns of the dataset, as far as they are known: a title that is the name of another column does
             not stand alone.
+        row: What a row is called, as `noun_of_rows` says.
 
     Examples:
         >>> delay = ColumnDisplay(title="arrival delay", unit="minutes")
@@ -43,6 +46,12 @@ class ColumnNames:
 
     display: Mapping[str, ColumnDisplay] = field(default_factory=dict)
     columns: Collection[str] = ()
+    row: str = "row"
+
+    @property
+    def rows(self) -> str:
+        """What rows are called."""
+        return plural(self.row)
 
     @cached_property
     def _uses(self) -> Counter[str]:
@@ -105,6 +114,24 @@ class ColumnNames:
         name = codes.get(value, value)
         is_unique = list(codes.values()).count(name) < 2 and (name == value or name not in codes)
         return name if is_unique else f"{name} ({value})"
+
+
+def noun_of_rows(config: PipelineConfig) -> str:
+    """Return what messages and pages call a row: a patch or an image, if rows are such."""
+    if config.images is None:
+        return "row"
+    return "patch" if config.images.patch else "image"
+
+
+def count_rejected(count: int, config: PipelineConfig) -> str:
+    """Return the number of rows in quarantine as text. An image that cannot be cut into patches is one of them.
+
+    Args:
+        count: The number.
+        config: Configuration of the dataset.
+    """
+    noun = noun_of_rows(config)
+    return f"{pluralize(count, noun)}{(' or image' if count == 1 else ' or images') if noun == 'patch' else ''}"
 
 
 def combination(categories: Sequence[Category]) -> str:

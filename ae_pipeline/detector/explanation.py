@@ -9,7 +9,8 @@ import numpy.typing as npt
 import polars as pl
 import torch
 
-from ae_pipeline.config.display import PLAIN, Category, ColumnNames
+from ae_pipeline.common.text import plural
+from ae_pipeline.config.display import PLAIN, Category, ColumnNames, noun_of_rows
 from ae_pipeline.config.service import Evidence
 from ae_pipeline.detector.categories import Description, describe_combinations
 from ae_pipeline.detector.detector import Detector
@@ -120,7 +121,7 @@ def explain(detector: Detector, features: pl.DataFrame, limit: int = 3) -> list[
     def explain_batch(rows: pl.DataFrame) -> list[list[Contribution]]:
         return explain_rows(detector, rows, limit)
 
-    batches = detector.network.map_small(explain_batch, features, "rows explained")
+    batches = detector.network.map_small(explain_batch, features, f"{plural(noun_of_rows(detector.config))} explained")
     return [contributions for batch in batches for contributions in batch]
 
 

@@ -12,7 +12,8 @@ import numpy.typing as npt
 import polars as pl
 
 from ae_pipeline.common.errors import BundleError
-from ae_pipeline.common.text import pluralize
+from ae_pipeline.common.text import plural, pluralize
+from ae_pipeline.config.display import noun_of_rows
 from ae_pipeline.config.service import GateConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.features.split import GATE, Window
@@ -37,7 +38,7 @@ BLINDNESS_RULES = (
 _MIN_ALERTS = 5
 """Recent alerts that a comparison needs."""
 
-_IN_CALM_ROWS = "planted faults in rows that the version that serves does not flag"
+_IN_CALM_ROWS = "planted faults in {} that the version that serves does not flag"
 
 _CHANCE = 0.01
 """Probability with which two equal models may differ as much in a kind of fault by chance."""
@@ -155,7 +156,9 @@ def faults_found_at_budget(challenger: Seen, champion: Seen, max_recall_drop: fl
     rule, kinds = "faults_found_at_budget", sorted(champion.faults)
     recall, of_champion = challenger.recall(kinds), champion.recall(kinds)
     if np.isnan(of_champion):
-        return not_compared(rule, 0.0, f"there are fewer than {MIN_FAULTS} {_IN_CALM_ROWS}")
+        return not_compared(
+            rule, 0.0, f"there are fewer than {MIN_FAULTS} {_IN_CALM_ROWS.format(plural(champion.noun))}"
+        )
     limit = max(of_champion - max_recall_drop, 0.0)
     by_kind = ", ".join(f"{kind} {challenger.recall([kind]):.0%} ({champion.recall([kind]):.0%})" for kind in kinds)
     message = (
@@ -192,7 +195,9 @@ def each_kind_found_at_budget(challenger: Seen, champion: Seen, max_recall_drop:
         is_lost = drop > max_recall_drop and sign_flip_p_value(theirs.astype(int) - ours, groups) < _CHANCE
         drops.append((is_lost, drop, f"{100 * drop:.1f}, in the kind {kind} {ours.mean():.1%} ({theirs.mean():.1%})"))
     if not drops:
-        return not_compared(rule, max_recall_drop, f"no kind has {MIN_FAULTS} {_IN_CALM_ROWS}")
+        return not_compared(
+            rule, max_recall_drop, f"no kind has {MIN_FAULTS} {_IN_CALM_ROWS.format(plural(champion.noun))}"
+        )
     is_lost, drop, figures = max(drops, key=lambda each: each[:2])  # a loss that counts comes before one by chance
     message = (
         f"of no kind of planted fault may it flag {100 * max_recall_drop:g} percentage points less than the version "
@@ -219,9 +224,10 @@ def alerts_still_found(challenger: ModelBundle, alerts: RecentAlerts, threshold:
     if is_above.sum() < _MIN_ALERTS:
         return not_compared(rule, min_share, "no recent day is over the alert budget of the version that serves")
     rows = alerts.rows.filter(pl.Series(is_above))
+    flagged = pluralize(rows.height, noun_of_rows(challenger.config))
     share = float(challenger.score(rows).is_anomaly.mean())
     message = (
-        f"it flags {share:.1%} of the {rows.height:,} rows that the version that serves flags on the "
+        f"it flags {share:.1%} of the {flagged} that the version that serves flags on the "
         f"{pluralize(alerts.days, 'recent day')} over its budget; at least {min_share:.1%} must be"
     )
     return GateResult(rule=rule, passed=share >= min_share, figure=share, threshold=min_share, message=message)
@@ -241,14 +247,15 @@ def threshold_in_line(challenger: Seen, champion: Seen, max_rise: float) -> Gate
     rule = "threshold_in_line"
     ours, theirs = _same_rows(challenger, champion)
     if len(theirs) < MIN_FAULTS:
-        reason = f"the version that serves leaves fewer than {MIN_FAULTS} rows unflagged, with the faults in them"
+        few = f"fewer than {MIN_FAULTS} {plural(champion.noun)} unflagged"
+        reason = f"the version that serves leaves {few}, with the faults in them"
         return not_compared(rule, max_rise, reason)
     count = int((ours > challenger.threshold).sum())
     descending = np.sort(theirs)[::-1]
     rise = float(descending[min(count, len(descending) - 1)]) - champion.threshold
     message = (
-        f"the version that serves would flag as many rows and planted faults with a threshold {abs(rise):.2f} nats "
-        f"{'above' if rise > 0 else 'below'} its own; it may be at most {max_rise:g} nats above"
+        f"the version that serves would flag as many {plural(champion.noun)} and planted faults with a threshold "
+        f"{abs(rise):.2f} nats {'above' if rise > 0 else 'below'} its own; it may be at most {max_rise:g} nats above"
     )
     return GateResult(rule=rule, passed=rise <= max_rise, figure=rise, threshold=max_rise, message=message)
 
@@ -266,7 +273,7 @@ def rankings_agree(challenger: Seen, champion: Seen, min_agreement: float) -> Ga
     rule = "rankings_agree"
     ours, theirs = _same_rows(challenger, champion)
     if len(theirs) < MIN_FAULTS or np.ptp(ours) == 0 or np.ptp(theirs) == 0:
-        return not_compared(rule, min_agreement, "too few rows have different scores")
+        return not_compared(rule, min_agreement, f"too few {plural(champion.noun)} have different scores")
     agreement = float(np.corrcoef(rankdata(ours), rankdata(theirs))[0, 1])
     message = (
         f"the rank correlation of its scores with those of the version that serves is {agreement:.2f}; it must be "

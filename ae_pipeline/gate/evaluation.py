@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 
 from ae_pipeline.common.errors import TrainingError
+from ae_pipeline.config.display import noun_of_rows
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.detector.network import FittedNetwork
 from ae_pipeline.encoding.image_encoder import ImageEncoder, pixels
@@ -38,6 +39,7 @@ class GateMetrics:
         ks_critical_value: Distance that sampling noise alone exceeds with probability 1 %.
         recall: Share of the planted faults that the model finds; NaN if no fault could be planted.
         fault_count: Number of planted faults.
+        noun: What messages call a row.
     """
 
     errors: Errors
@@ -45,6 +47,7 @@ class GateMetrics:
     ks_critical_value: float
     recall: float
     fault_count: int
+    noun: str = "row"
 
 
 def gate_rows(window: Window, champion: Window | None, paths: DatasetPaths) -> pl.DataFrame:
@@ -107,6 +110,7 @@ def evaluate_model(bundle: ModelBundle, rows: pl.DataFrame, faulty: pl.DataFrame
         ks_critical_value=ks_critical_value(len(scores), len(calibration)),
         recall=recall,
         fault_count=faulty.height,
+        noun=noun_of_rows(bundle.config),
     )
 
 

@@ -9,6 +9,8 @@ import polars as pl
 import torch
 
 from ae_pipeline.common.errors import BundleError
+from ae_pipeline.common.text import plural, pluralize
+from ae_pipeline.config.display import noun_of_rows
 from ae_pipeline.config.service import GateConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.encoding.blocks import Matrix
@@ -52,7 +54,7 @@ def compare(
         their messages give the reason.
     """
     if rows.is_empty():
-        return _not_compared("no row is later than the windows of both models", config)
+        return _not_compared(f"no {noun_of_rows(challenger.config)} is later than the windows of both models", config)
     if champion is None:
         return _not_compared(why_not, config)
     try:
@@ -151,7 +153,7 @@ def planted_faults_found(challenger: GateMetrics, champion: GateMetrics, max_rec
     limit = max(champion.recall - max_recall_drop, 0.0)
     message = (
         f"{challenger.recall:.1%} of {challenger.fault_count} planted faults score higher than {FAULT_QUANTILE:.0%} of "
-        f"the rows; at least {limit:.1%} must; the version that serves finds {champion.recall:.1%}"
+        f"the {plural(challenger.noun)}; at least {limit:.1%} must; the version that serves finds {champion.recall:.1%}"
     )
     return GateResult(
         rule=rule, passed=challenger.recall >= limit, figure=challenger.recall, threshold=limit, message=message
@@ -195,7 +197,9 @@ def latents_not_collapsed(latents: Matrix, min_share: float = 0.5) -> GateResult
     return GateResult(rule=rule, passed=share >= min_share, figure=share, threshold=min_share, message=message)
 
 
-def calibration_holds(scores: npt.NDArray[np.float64], calibrated: npt.NDArray[np.float64]) -> GateResult:
+def calibration_holds(
+    scores: npt.NDArray[np.float64], calibrated: npt.NDArray[np.float64], noun: str = "row"
+) -> GateResult:
     """Check that rows after the calibration days score like the calibration rows, which the alert budget relies on.
 
     All scores count alike. The report's check `alert_budget` looks at the highest scores, which raise alerts.
@@ -203,17 +207,18 @@ def calibration_holds(scores: npt.NDArray[np.float64], calibrated: npt.NDArray[n
     Args:
         scores: Scores of rows after the window of the model, (n,).
         calibrated: Scores of the calibration rows.
+        noun: What the message calls a row.
     """
     rule = "calibration_holds"
     if not len(scores):
-        message = "0 rows lie after the calibration days"
+        message = f"0 {plural(noun)} lie after the calibration days"
         return GateResult(rule=rule, passed=True, figure=0.0, threshold=MAX_KS_DISTANCE, message=message)
     distance = ks_distance(scores, calibrated)
     limit = MAX_KS_DISTANCE + ks_critical_value(len(scores), len(calibrated))
     passed = distance <= limit
     conclusion = "the calibration holds" if passed else "train a new model to calibrate on newer days"
     message = (
-        f"{len(scores):,} rows after the calibration days: the distribution of their scores differs from the "
+        f"{pluralize(len(scores), noun)} after the calibration days: the distribution of their scores differs from the "
         f"calibration by up to {distance:.3f}; the limit is {limit:.3f}; {conclusion}"
     )
     return GateResult(rule=rule, passed=passed, figure=distance, threshold=limit, message=message)

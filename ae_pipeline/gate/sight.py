@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from ae_pipeline.config.display import noun_of_rows
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.gate.planted_faults import Faults
 
@@ -29,6 +30,7 @@ class Seen:
         faults: Scores of the faults of each kind, shape (m,).
         originals: Scores of the rows that these faults were planted into, shape (m,).
         columns: Column of each fault, shape (m,), of the kinds that change one column.
+        noun: What messages call a row.
     """
 
     threshold: float
@@ -36,6 +38,7 @@ class Seen:
     faults: Mapping[str, Array]
     originals: Mapping[str, Array]
     columns: Mapping[str, npt.NDArray[np.str_]] = field(default_factory=dict)
+    noun: str = "row"
 
     @property
     def is_new(self) -> dict[str, npt.NDArray[np.bool_]]:
@@ -77,6 +80,7 @@ def see(bundle: ModelBundle, rows: pl.DataFrame, faults: Mapping[str, Faults]) -
             for kind, faulty in faults.items()
         },
         columns={kind: faulty.columns for kind, faulty in faults.items() if faulty.columns is not None},
+        noun=noun_of_rows(bundle.config),
     )
 
 

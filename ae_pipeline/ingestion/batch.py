@@ -259,7 +259,9 @@ class StagingBatch:
             by_rule = Counter(rejected["rule"].to_list())
             entry = replace(entry, quarantined=dict(sorted(by_rule.items())), rejected_copy=copy)
         if not len(days) and rejected.height:
-            return refused_entry(entry, previous, no_valid_row(rejected.height, rejected["reason"][0])), writes
+            return refused_entry(
+                entry, previous, no_valid_row(rejected.height, rejected["reason"][0], self._config)
+            ), writes
         entry = replace(entry, staged=copy, rows=len(days), days=count_days(days))
         if previous and previous.sha256 == entry.sha256:
             entry = entry.without_days(previous.withdrawn)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ae_pipeline.common.text import pluralize
+from ae_pipeline.config.display import noun_of_rows
 from ae_pipeline.ingestion.contract import OnDelete, SchemaContract
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger
 from ae_pipeline.storage.dataset import Dataset
@@ -81,8 +82,9 @@ def handle_deletions(
     }
     if not deleted:
         return result
-    rows, count = pluralize(sum(entry.rows for entry in deleted.values()), "row"), pluralize(len(deleted), "file")
-    names = [f"{name} ({pluralize(entry.rows, 'row')})" for name, entry in sorted(deleted.items())]
+    noun = noun_of_rows(dataset.config)
+    rows, count = pluralize(sum(entry.rows for entry in deleted.values()), noun), pluralize(len(deleted), "file")
+    names = [f"{name} ({pluralize(entry.rows, noun)})" for name, entry in sorted(deleted.items())]
     more = f" and {len(names) - _NAMED_FILES:,} more" if len(names) > _NAMED_FILES else ""
     left = f"{count} left the landing folder of {dataset.name!r}: {', '.join(names[:_NAMED_FILES])}{more}"
     if contract.on_delete == OnDelete.WITHDRAW:
@@ -105,10 +107,10 @@ def empty_landing(dataset: Dataset, folder: Path) -> str:
     staged = [entry for entry in Ledger.load(dataset.paths.ledger).files.values() if entry.staged]
     if not staged:
         return ""
-    rows = pluralize(sum(entry.rows for entry in staged), "row")
+    rows = pluralize(sum(entry.rows for entry in staged), noun_of_rows(dataset.config))
     return (
         f"{folder} is missing or has no file of {dataset.name!r}, although {rows} of {pluralize(len(staged), 'file')} "
-        "were read from it. An unmounted disk looks like this, so their rows stay: restore the folder or one of its "
+        "were read from it. An unmounted disk looks like this, so they stay: restore the folder or one of its "
         f"files, or remove all state with `ae-pipeline forget {dataset.name}`"
     )
 

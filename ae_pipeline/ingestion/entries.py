@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import polars as pl
 
-from ae_pipeline.common.text import first_line
+from ae_pipeline.common.text import first_line, plural
+from ae_pipeline.config.display import noun_of_rows
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.ingestion.conform import check_columns
 from ae_pipeline.ingestion.contract import SchemaContract, is_needed, required_columns
@@ -75,14 +76,17 @@ def invalid_values(error: BaseException) -> str:
     return f"its values cannot be validated ({type(error).__name__}: {first_line(error)}); correct the file"
 
 
-def no_valid_row(count: int, first: str) -> str:
+def no_valid_row(count: int, first: str, config: PipelineConfig) -> str:
     """Return why a file is refused without a valid row.
 
     Args:
         count: Number of its rows.
         first: Reason of the first one.
+        config: Configuration of the dataset.
     """
-    return f"none of its {count:,} rows satisfies the schema contract; the first one: {first}"
+    if config.images and count == 1:
+        return f"it does not satisfy the schema contract: {first}"
+    return f"none of its {count:,} {plural(noun_of_rows(config))} satisfies the schema contract; the first one: {first}"
 
 
 def count_days(days: pl.Series) -> dict[str, int]:

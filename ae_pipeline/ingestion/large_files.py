@@ -114,7 +114,7 @@ class LargeFileStaging:
                 publish(rejected.path, self._paths.quarantined(copy))
                 entry = replace(entry, quarantined=dict(sorted(rules.items())), rejected_copy=copy)
             if rules and not staged.rows:
-                return refused_entry(entry, previous, no_valid_row(rules.total(), reason))
+                return refused_entry(entry, previous, no_valid_row(rules.total(), reason, self._config))
             entry = replace(entry, staged=copy, rows=staged.rows, days=dict(sorted(days.items())))
             if previous and previous.sha256 == entry.sha256:
                 entry = entry.without_days(previous.withdrawn)

@@ -10,7 +10,8 @@ from typing import Any
 import polars as pl
 
 from ae_pipeline.common.errors import RemovalError, SchemaError
-from ae_pipeline.common.text import pluralize
+from ae_pipeline.common.text import plural, pluralize
+from ae_pipeline.config.display import count_rejected, noun_of_rows
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.ingestion.contract import SchemaContract, contract_in_force
 from ae_pipeline.ingestion.deduplicate import partition_by_identity
@@ -54,9 +55,10 @@ class Removal:
 
     def as_error(self, dataset: Dataset) -> RemovalError:
         """Return the error that asks for a confirmation."""
+        standing = pluralize(self.standing, noun_of_rows(dataset.config))
         reasons = "; ".join(self.reasons) or "no rule is known"
         return RemovalError(
-            f"{self.rows:,} of {pluralize(self.standing, 'row')} ({self.rows / self.standing:.1%}) of {dataset.name!r} "
+            f"{self.rows:,} of {standing} ({self.rows / self.standing:.1%}) of {dataset.name!r} "
             f"would leave {self.where}, more than max_removed_share={dataset.config.max_removed_share:g} allows: "
             f"{reasons}. Nothing was changed. Undo what removes them, or accept it with `ae-pipeline run "
             f"{dataset.name} --accept-removal` (in Dagster: a run with the tag ae_pipeline/accept_removal=yes)"
@@ -163,21 +165,28 @@ def _reasons(changed: Files, files: Files, dataset: Dataset) -> list[str]:
         else:
             more = Counter(new.quarantined) - Counter(entry.quarantined)
             rules += more
-            reason, lost = "the file landed again with fewer rows", entry.rows - new.rows - more.total()
+            reason, lost = (
+                f"the file landed again with fewer {plural(noun_of_rows(dataset.config))}",
+                entry.rows - new.rows - more.total(),
+            )
             if new.sha256 == entry.sha256:
-                reason = "the file gives fewer rows with the present settings"
+                reason = f"the file gives fewer {plural(noun_of_rows(dataset.config))} with the present settings"
         if lost > 0:
             rows[reason] += lost
             examples.setdefault(reason, name)
-    texts = {f"{pluralize(count, 'row')} to quarantine by the rule {rule!r}": count for rule, count in rules.items()}
+    noun = noun_of_rows(dataset.config)
+    texts = {
+        f"{count_rejected(count, dataset.config)} to quarantine by the rule {rule!r}": count
+        for rule, count in rules.items()
+    }
     texts |= {
-        f"{pluralize(count, 'row')} of {examples[reason]}{' and others' if _is_shared(reason, changed) else ''} "
+        f"{pluralize(count, noun)} of {examples[reason]}{' and others' if _is_shared(reason, changed) else ''} "
         f"({reason})": count
         for reason, count in rows.items()
     }
     if not texts and changed:
         identity = list(dataset.config.identity)
-        texts[f"rows that are equal by identity={identity} replace one another"] = 0
+        texts[f"{plural(noun)} that are equal by identity={identity} replace one another"] = 0
     return sorted(texts, key=lambda text: -texts[text])
 
 
@@ -196,7 +205,7 @@ def _foreign_reason(changed: Files, files: Files, dataset: Dataset) -> list[str]
         if not config.has_day(day)
     )
     bounds = f"start={config.start}, end={config.end}, event_time={config.event_time!r}"
-    return [f"{pluralize(rows, 'row')} outside of {bounds}"] if rows else []
+    return [f"{pluralize(rows, noun_of_rows(config))} outside of {bounds}"] if rows else []
 
 
 def _edits(contract: SchemaContract, dataset: Dataset) -> list[str]:

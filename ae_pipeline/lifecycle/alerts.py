@@ -5,7 +5,8 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 from ae_pipeline.common.errors import StorageError
-from ae_pipeline.common.text import pluralize
+from ae_pipeline.common.text import plural, pluralize
+from ae_pipeline.config.display import count_rejected
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger
 from ae_pipeline.monitoring.alerts import Alert, AlertEvent, alerted_subjects, post_due_alerts, raise_alert
 from ae_pipeline.monitoring.verdict import DayAssessment, ReasonKind
@@ -107,13 +108,14 @@ def _refused_message(refused: dict[str, LandedFile]) -> str:
 def _quarantine_message(
     dataset: Dataset, checked: dict[str, LandedFile], broken: dict[str, int], rows: int, new: list[str]
 ) -> str:
-    name = max(new, key=lambda name: broken[name])
+    name, config = max(new, key=lambda name: broken[name]), dataset.config
     rule = max(checked[name].quarantined.items(), key=lambda item: item[1])[0]
     quarantined = dataset.paths.quarantined(checked[name].rejected_copy or "")
+    most = count_rejected(broken[name], config)
     return (
-        f"{sum(broken.values()):,} of {rows:,} rows of {pluralize(len(checked), 'file')} are in quarantine, at most "
-        f"{dataset.config.max_quarantine_share:.1%} may be: {broken[name]:,} rows of {name}, mostly by the rule "
-        f"{rule!r}; look at {quarantined}, fix the file and land it again"
+        f"{sum(broken.values()):,} of {count_rejected(rows, config)} of {pluralize(len(checked), 'file')} are in "
+        f"quarantine, at most {dataset.config.max_quarantine_share:.1%} may be: {most} of "
+        f"{name}, mostly by the rule {rule!r}; look at {quarantined}, fix the file and land it again"
     )
 
 
@@ -141,13 +143,15 @@ def alert_wrong_days(
         for reason in each.reasons:
             if reason.kind != ReasonKind.OVER_BUDGET and day not in recent:
                 continue
-            message, key = f"{each.day}: {reason.message}", f"{reason.kind.value} {day} {each.rows}"
+            message, key = f"{each.title}: {reason.message}", f"{reason.kind.value} {day} {each.rows}"
             figures = {"rows": float(each.rows), "size": float(reason.size)}
             if reason.kind == ReasonKind.OVER_BUDGET:
                 rows = each.rows - each.known_anomalies
                 times = each.new / rows / each.budget
                 of_day = f" of {day}" if dataset.config.is_daily else ""
-                message = f"{each.new:,} of {rows:,} rows{of_day} are flagged, {times:.1f} times the budget"
+                message = (
+                    f"{each.new:,} of {rows:,} {plural(each.noun)}{of_day} are flagged, {times:.1f} times the budget"
+                )
                 key = f"budget {day} {each.rows}"
                 figures = {"rows": float(rows), "flagged": float(each.new), "budget": each.budget}
             event = AlertEvent(reason.kind.value)

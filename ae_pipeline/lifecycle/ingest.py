@@ -9,7 +9,8 @@ from functools import partial
 
 from ae_pipeline.common.errors import PipelineError, SchemaError, StorageError
 from ae_pipeline.common.progress import ProgressLogger
-from ae_pipeline.common.text import abbreviate, pluralize
+from ae_pipeline.common.text import abbreviate, plural, pluralize
+from ae_pipeline.config.display import count_rejected, noun_of_rows
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.engine.mapping import engine_map
 from ae_pipeline.features.build import build_features_day
@@ -113,7 +114,11 @@ def read_landed_files(dataset: Dataset, alert_key: str, run_id: str, *, accepts_
         logger.warning(f"{name} is refused: {reason}")
     accepted = pluralize(len(read) - len(refused), "file")
     more = f"; {pluralize(len(refused), 'file')} refused" if refused else ""
-    on_days = f", with rows on {pluralize(len(days), 'day')}" if dataset.config.is_daily else ""
+    on_days = (
+        f", with {plural(noun_of_rows(dataset.config))} on {pluralize(len(days), 'day')}"
+        if dataset.config.is_daily
+        else ""
+    )
     logger.info(f"{accepted} read{on_days}{more}")
     return result
 
@@ -165,8 +170,8 @@ def build_raw_days(
         waiting=waiting,
     )
     logger.info(
-        f"{rows_on_days(raw.rows, len(days), config)}, {_written(built, config)}; {raw.quarantined_rows:,} rows in "
-        "quarantine"
+        f"{rows_on_days(raw.rows, len(days), config)}, {_written(built, config)}; "
+        f"{count_rejected(raw.quarantined_rows, config)} in quarantine"
     )
     if waiting:
         logger.info(f"{pluralize(len(waiting), 'more day')} wait for a run of their own: {abbreviate(waiting)}")
@@ -201,7 +206,8 @@ def build_feature_days(dataset: Dataset, days: Sequence[str]) -> FeatureDays:
 
 def rows_on_days(rows: int, days: int, config: PipelineConfig) -> str:
     """Return how many rows there are, and on how many days if the dataset has event time."""
-    return f"{rows:,} rows on {pluralize(days, 'day')}" if config.is_daily else f"{rows:,} rows"
+    counted = pluralize(rows, noun_of_rows(config))
+    return f"{counted} on {pluralize(days, 'day')}" if config.is_daily else counted
 
 
 def _written(built: Sequence[DayResult], config: PipelineConfig) -> str:

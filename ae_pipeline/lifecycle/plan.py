@@ -15,6 +15,7 @@ from pathlib import Path
 from ae_pipeline.common.errors import BundleError, StorageError
 from ae_pipeline.common.text import abbreviate, pluralize
 from ae_pipeline.config.days import has_come
+from ae_pipeline.config.display import noun_of_rows
 from ae_pipeline.config.model import TrainingConfig
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.bundle import ModelBundle
@@ -157,13 +158,16 @@ def plan_training(dataset: Dataset, tracker: Tracker) -> Plan:
         )
     changed = [day for day, (digest, _) in content.items() if last.content.get(day, ("", 0))[0] != digest]
     rows = sum(content[day][1] for day in changed)
+    noun = noun_of_rows(config)
     if not changed:
-        whole = pluralize(len(content), "day") if config.is_daily else f"{sum(n for _, n in content.values()):,} rows"
+        whole = (
+            pluralize(len(content), "day") if config.is_daily else pluralize(sum(n for _, n in content.values()), noun)
+        )
         return Plan(
             (), f"nothing new: all {whole} are the same as in the last training{_without_champion(dataset, tracker)}"
         )
     where = f"on {pluralize(len(changed), 'new or changed day')}" if config.is_daily else "with new or changed ones"
-    reason = f"{rows:,} rows {where} since the last training"
+    reason = f"{pluralize(rows, noun)} {where} since the last training"
     if rows < config.retrain.min_new_rows:
         few = f"{reason}, fewer than min_new_rows={config.retrain.min_new_rows:,}"
         return Plan((), f"{few}{_without_champion(dataset, tracker)}")

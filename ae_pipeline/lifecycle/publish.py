@@ -12,6 +12,7 @@ from open_data_contract_standard.model import OpenDataContractStandard
 
 from ae_pipeline.common.errors import StorageError, TrainingError
 from ae_pipeline.common.text import pluralize
+from ae_pipeline.config.display import noun_of_rows
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.engine.mapping import Engine, selected_engine
 from ae_pipeline.gate.results import GateResult
@@ -183,7 +184,7 @@ def publish_latents(
         rows=rows_published([day.day for day in publication.days], paths),
         expected_rows=sum(int(read_facts(paths.features(day.day))["rows"]) for day in publication.days),
         collapse=latents_not_collapsed(latents_of(recent, paths, bundle.model.latent_dim)),
-        calibration=calibration_holds(scores, bundle.calibration.scores),
+        calibration=calibration_holds(scores, bundle.calibration.scores, noun_of_rows(config)),
         contract=build_contract(config, bundle, version.version, files),
         files=files,
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from ae_pipeline.common.errors import StorageError
 from ae_pipeline.common.escape import escape_markdown
 from ae_pipeline.common.text import pluralize
-from ae_pipeline.config.display import PLAIN, ColumnNames
+from ae_pipeline.config.display import PLAIN, ColumnNames, noun_of_rows
 from ae_pipeline.ingestion.names import column_names
 from ae_pipeline.lifecycle.alerts import alert_wrong_days, post_due_and_show
 from ae_pipeline.lifecycle.publish import load_table_model
@@ -17,7 +17,7 @@ from ae_pipeline.lifecycle.training_metrics import experiment_note
 from ae_pipeline.monitoring.budget import TOLERATED_FACTOR, is_over_budget
 from ae_pipeline.monitoring.daily_drift import DayDrift
 from ae_pipeline.monitoring.feedback import marks_digest
-from ae_pipeline.monitoring.verdict import AS_A_WHOLE, DayAssessment, ReasonKind
+from ae_pipeline.monitoring.verdict import AS_A_WHOLE, WHOLE, DayAssessment, ReasonKind
 from ae_pipeline.registry.names import PUBLISHED_TAG
 from ae_pipeline.registry.store import Tracker
 from ae_pipeline.registry.versions import TrackedVersion
@@ -47,7 +47,7 @@ class ReportedDays:
         version: Version that scored the table.
         budget: Alert budget of the version.
         days: Days that were asked for.
-        names: How messages name columns.
+        names: How messages name columns and rows.
     """
 
     report: Report
@@ -88,14 +88,14 @@ class ReportedDays:
         times = self.flagged_share / self.budget
         newest = "".join(f"; {self._newest_day}: {each}" for each in self._reasons({ReasonKind.OVER_BUDGET}))
         return (
-            f"{self.flagged:,} of {self.rows:,} rows{unknown} are flagged, {times:.1f} times the budget of "
-            f"{self.budget:.2%}{newest if len(self.report.judged) > 1 else ''}"
+            f"{self.flagged:,} of {self.rows:,} {self.names.rows}{unknown} are flagged, {times:.1f} times the budget "
+            f"of {self.budget:.2%}{newest if len(self.report.judged) > 1 else ''}"
         )
 
     @property
     def _newest_day(self) -> str:
         newest = self.report.newest_assessment
-        return newest.day if newest else "no day"
+        return newest.title if newest else "no day"
 
     def _reasons(self, kinds: Collection[ReasonKind]) -> list[str]:
         """Return why the newest complete day is wrong, as far as people do not know it."""
@@ -111,7 +111,11 @@ class ReportedDays:
     def unusual_message(self) -> str:
         """What the check of the day as a whole says."""
         newest = self.report.newest_assessment
-        fine = "it is like the training window" if newest and newest.is_compared else "it has too few rows to compare"
+        fine = (
+            "it is like the training window"
+            if newest and newest.is_compared
+            else f"it has too few {self.names.rows} to compare"
+        )
         known = newest.known_as_a_whole if newest else ""
         return f"{self._newest_day}: {'; '.join(self.unusual) or known or fine}"
 
@@ -125,12 +129,13 @@ class ReportedDays:
         """What the check of the number of rows says."""
         newest = self.report.newest_assessment
         if self.missing_rows or newest is None:
-            return f"{self._newest_day}: {'; '.join(self.missing_rows) or 'no rows'}"
-        if newest.day == "all rows":
-            return "rows without event time have no days, so none can be incomplete"
+            return f"{self._newest_day}: {'; '.join(self.missing_rows) or f'no {self.names.rows}'}"
+        if newest.day == WHOLE:
+            return f"{self.names.rows} without event time have no days, so none can be incomplete"
+        came = f"{newest.day}: {pluralize(newest.rows, self.names.row)}"
         if newest.usual_rows is None:
-            return f"{newest.day}: {newest.rows:,} rows; how many are usual is known from two earlier weeks on"
-        return f"{newest.day}: {newest.rows:,} rows, {newest.usual_rows:,} are usual on this weekday"
+            return f"{came}; how many are usual is known from two earlier weeks on"
+        return f"{came}, {newest.usual_rows:,} are usual on this weekday"
 
     @property
     def days_after_window(self) -> tuple[DayDrift, ...]:
@@ -157,7 +162,7 @@ class ReportedDays:
             return f"none of these days is after the training window; {pluralize(count, 'day')} of the table are"
         if not drifting:
             few, known = len(days) - len(evaluated), sum(bool(day.effects) for day in days)
-            skipped = f"; {few} more have too few rows" if few else ""
+            skipped = f"; {few} more have too few {self.names.rows}" if few else ""
             skipped += f"; the drift of {known} more is known or a false alarm" if known else ""
             return f"{pluralize(len(evaluated) - known, 'day')} after the training window are like it{skipped}"
         return (
@@ -190,7 +195,7 @@ def report_on_days(
     if newest := report.newest_assessment:
         _show_in_mlflow(newest, address_of(report.page), dataset, version, tracker)
     page = dataset.paths.address(report.page)
-    logger.info(f"{report.flagged:,} of {report.rows:,} rows flagged; {page}")
+    logger.info(f"{report.flagged:,} of {pluralize(report.rows, noun_of_rows(dataset.config))} flagged; {page}")
     return ReportedDays(
         report=report,
         version=version,
@@ -204,7 +209,7 @@ def _show_in_mlflow(
     newest: DayAssessment, address: str, dataset: Dataset, version: TrackedVersion, tracker: Tracker
 ) -> None:
     """Show verdict, report, flags and drift in the run of the version, and the verdict in the list of runs."""
-    verdict = f"{newest.day}: {newest.headline}"
+    verdict = f"{newest.title}: {newest.headline}"
     try:
         tracker.tag_run(version.run_id, VERDICT_TAG, verdict)
         if newest.since:

@@ -12,7 +12,8 @@ import polars as pl
 
 from ae_pipeline.common.errors import StorageError, TrainingError
 from ae_pipeline.common.progress import ThrottledLogger
-from ae_pipeline.common.text import abbreviate, pluralize
+from ae_pipeline.common.text import abbreviate, plural, pluralize
+from ae_pipeline.config.display import noun_of_rows
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.detector.facts import Epoch
@@ -312,11 +313,11 @@ def _location_id(paths: DatasetPaths) -> str:
 
 
 def _streaming_message(bundle: ModelBundle) -> str:
-    rows, seen = bundle.facts.rows, bundle.facts.rows_looked_at
-    message = f"its {rows['train']:,} rows exceed the memory budget, so the training streamed them from disk"
+    rows, seen, nouns = bundle.facts.rows, bundle.facts.rows_looked_at, plural(noun_of_rows(bundle.config))
+    message = f"its {rows['train']:,} {nouns} exceed the memory budget, so the training streamed them from disk"
     if seen["train"] == rows["train"]:
         return message
-    return f"{message}; statistics come from {seen['train']:,} of them and {seen['validation']:,} validation rows"
+    return f"{message}; statistics come from {seen['train']:,} of them and {seen['validation']:,} validation {nouns}"
 
 
 def _warm_start_message(version: int, result: TrainingResult) -> str:
@@ -327,14 +328,15 @@ def _warm_start_message(version: int, result: TrainingResult) -> str:
 
 def _window_message(window: Window, rows_of_days: Mapping[str, int], dataset: Dataset) -> str:
     sizes: list[str] = []
+    nouns = plural(noun_of_rows(dataset.config))
     for part in PARTS:
         days: tuple[str, ...] = getattr(window, part)
         if not dataset.config.is_daily or window.is_by_row:
-            sizes.append(f"{window.count(part, dataset.paths):,}{'' if sizes else ' rows'}")
+            sizes.append(f"{window.count(part, dataset.paths):,}{'' if sizes else f' {nouns}'}")
         elif window.only_normal or window.where:  # the number of usable rows is known once they are read
             sizes.append(pluralize(len(days), "day"))
         else:
-            sizes.append(f"{pluralize(len(days), 'day')} ({sum(rows_of_days[day] for day in days):,} rows)")
+            sizes.append(f"{pluralize(len(days), 'day')} ({sum(rows_of_days[day] for day in days):,} {nouns})")
     message = "training on {}, validating on {}, calibrating on {}".format(*sizes)
     if dataset.config.is_daily and not window.is_by_row:
         return f"{message}; {pluralize(len(window.gate), 'day')} left for the gate"

@@ -1,7 +1,8 @@
 """Pages about the versions of a model, made when they are asked for."""
 
+from ae_pipeline.lifecycle.comparison import compare_versions
 from ae_pipeline.lifecycle.promote import PASSED
-from ae_pipeline.lifecycle.versions import SHOWN_METRICS, compare_versions, list_versions
+from ae_pipeline.lifecycle.versions import SHOWN_METRICS, list_versions
 from ae_pipeline.registry.history import history
 from ae_pipeline.registry.names import GATE_TAG, LAST_DAY_TAG
 from ae_pipeline.registry.store import Tracker
@@ -32,7 +33,7 @@ def versions_page(dataset: Dataset, tracker: Tracker, mlflow: str = "") -> str:
         "daily": dataset.config.is_daily,
         "history": history(dataset.paths),
     }
-    return render_page("versions.html.j2", variables, dataset.paths)
+    return render_page("versions.html.j2", variables, dataset)
 
 
 def version_marks(dataset: Dataset, tracker: Tracker) -> list[VersionMark]:
@@ -78,4 +79,4 @@ def compare_page(new: int, old: int | None, dataset: Dataset, tracker: Tracker) 
         "charts": (),
         "compared": compared,
     }
-    return render_page("compare.html.j2", variables, dataset.paths)
+    return render_page("compare.html.j2", variables, dataset)

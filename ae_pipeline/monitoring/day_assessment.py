@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from ae_pipeline.common.text import pluralize
 from ae_pipeline.config.display import PLAIN, ColumnNames
 from ae_pipeline.monitoring.budget import ReportDay
 from ae_pipeline.monitoring.daily_drift import DayDrift
@@ -56,14 +57,14 @@ def assess_day(
         filling: Why the day counts as still filling; empty if it does not.
         review: Rows and days as people marked them.
         limits: Limits of recall and precision.
-        names: How the message names columns.
+        names: How the message names columns and rows.
     """
     usual = usual_rows(entry.day, previous)
     if filling:
         drift, deviations = None, ()
     reasons = [reason] if (reason := _unusual_as_a_whole(drift, deviations, names)) else []
     if usual and not filling and entry.rows < MIN_COMPLETENESS * usual:
-        message = f"{entry.rows:,} rows came, where the same weekday usually has {usual:,}"
+        message = f"{pluralize(entry.rows, names.row)} came, where the same weekday usually has {usual:,}"
         reasons.append(Reason(kind=ReasonKind.MISSING_ROWS, message=message, size=usual - entry.rows))
     counts = entry.images or entry  # a defect covers few of the patches of its image
     missed = counts.known_anomalies - counts.known_flagged
@@ -90,6 +91,7 @@ def assess_day(
         filling=filling,
         limits=limits,
         images=entry.images,
+        noun=names.row,
     )
     return assessment.reviewed(review, entry.day)
 

@@ -150,9 +150,9 @@ def _missing_together(
     rows, usual = int(mask.sum()), float(np.mean([known[name].missing for name in columns]))
     share = rows / max(features.height, 1)
     titles = enumerate_names([names.title(name) for name in columns])
-    message = f"{share:.0%} of rows ({rows:,}) lack {titles}, usually {usual:.1%}"
+    message = f"{share:.0%} of {names.rows} ({rows:,}) lack {titles}, usually {usual:.1%}"
     hours = count_by_hour(features, mask)
-    phrase = describe_hours(hours, timezone_of(features))
+    phrase = describe_hours(hours, timezone_of(features), names.row)
     categories = [
         name for name, entry in known.items() if entry.is_category and name in features.columns and name not in columns
     ]
@@ -171,7 +171,7 @@ def _missing_together(
 def _present_values(name: str, features: pl.DataFrame, known: Distribution, names: ColumnNames) -> Deviation:
     rows = int((~_is_missing(name, features)).sum())
     share = rows / max(features.height, 1)
-    message = f"{share:.0%} of rows ({rows:,}) have {names.title(name)}, usually {1 - known.missing:.1%}"
+    message = f"{share:.0%} of {names.rows} ({rows:,}) have {names.title(name)}, usually {1 - known.missing:.1%}"
     return Deviation(columns=(name,), message=message, rows=rows, where=f"{_quoted(name)} IS NOT NULL")
 
 

@@ -63,7 +63,7 @@ def describe_location(
     """
     if mask.sum() < _MIN_ROWS:
         return ()
-    hours = describe_hours(count_by_hour(features, mask), timezone_of(features))
+    hours = describe_hours(count_by_hour(features, mask), timezone_of(features), names.row)
     return (*([hours] if hours else []), *describe_categories(features.select(categories), mask, names))
 
 
@@ -83,7 +83,7 @@ def timezone_of(features: pl.DataFrame) -> str:
     return (dtype.time_zone if isinstance(dtype, pl.Datetime) else None) or "UTC"
 
 
-def describe_hours(hours: HourCounts, timezone: str = "UTC") -> str:
+def describe_hours(hours: HourCounts, timezone: str = "UTC", noun: str = "row") -> str:
     """Return the hours that are completely affected, or that contain most matching rows, as a phrase.
 
     The phrase is empty if all rows of the day match, or if no span of hours stands out.
@@ -91,13 +91,14 @@ def describe_hours(hours: HourCounts, timezone: str = "UTC") -> str:
     Args:
         hours: Matching rows and all rows of each hour.
         timezone: Time zone of the hours.
+        noun: What a row is called.
     """
     matches, rows = sum(match for match, _ in hours), sum(count for _, count in hours)
     if not matches or matches >= _NEARLY_ALL * rows:
         return ""
     run = _longest_full_run(hours)
     if len(run) > 1 and sum(hours[hour][0] for hour in run) >= _MIN_SHARE_IN_FULL_HOURS * matches:
-        return f"including nearly every row from {run[0]:02d}:00 to {run[-1]:02d}:59 {timezone}"
+        return f"including nearly every {noun} from {run[0]:02d}:00 to {run[-1]:02d}:59 {timezone}"
     first, last = _extended_span(hours, *_shortest_span(hours, _MIN_SHARE_IN_SPAN * matches))
     inside = sum(count for _, count in hours[first : last + 1]) / rows
     if inside <= _MAX_RELATIVE_SIZE_OF_SPAN * _MIN_SHARE_IN_SPAN:

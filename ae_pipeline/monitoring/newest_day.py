@@ -7,6 +7,8 @@ from typing import Any
 
 import polars as pl
 
+from ae_pipeline.common.text import pluralize
+from ae_pipeline.config.display import noun_of_rows
 from ae_pipeline.monitoring.day_assessment import MIN_COMPLETENESS, usual_rows
 from ae_pipeline.storage.dataset import Dataset
 
@@ -63,12 +65,13 @@ def filling_day(rows: Mapping[str, int], dataset: Dataset, now: dt.datetime | No
         return None
     local = last.astimezone(zone)
     compared = f", where the same weekday usually has {usual:,}" if usual else ""
+    came = pluralize(rows[newest], noun_of_rows(dataset.config))
     return FillingDay(
         day=newest,
         rows=rows[newest],
         usual_rows=usual,
         last_event=local,
-        message=f"{newest} is still filling: {rows[newest]:,} rows came so far{compared}, the last one of "
+        message=f"{newest} is still filling: {came} came so far{compared}, the last one of "
         f"{local:%H:%M} {dataset.config.timezone}",
     )
 

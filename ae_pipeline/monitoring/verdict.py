@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
 from typing import Any
 
+from ae_pipeline.common.text import plural
 from ae_pipeline.monitoring.budget import ImageCounts, is_over_budget
 from ae_pipeline.monitoring.deviations import Deviation
 from ae_pipeline.monitoring.feedback import GROWTH, HIDDEN, Mark, Review
@@ -29,6 +30,9 @@ class ReasonKind(StrEnum):
     LOW_RECALL = "low_recall"
     LOW_IMAGE_RECALL = "low_image_recall"
 
+
+WHOLE = "all rows"
+"""Day of an assessment of rows without event time. Messages name it by `DayAssessment.title`."""
 
 FLAGGED = "flagged"
 """Name under which a mark of a day has the number of its flagged rows."""
@@ -86,7 +90,7 @@ class DayAssessment:
     """Assessment of one day: what was measured, and the verdict that follows from it and from what people marked.
 
     Attributes:
-        day: ISO date, or `all rows`.
+        day: ISO date, or `WHOLE`.
         rows: Scored rows.
         flagged: Flagged rows.
         known: Flagged rows that are known anomalies.
@@ -104,6 +108,7 @@ class DayAssessment:
         since: First of the days in a row, up to this one, that have its verdict; empty if unknown, and for rows
             without event time.
         images: Counts of images where rows are their patches; None otherwise. A label is held against these.
+        noun: What messages call a row.
     """
 
     day: str
@@ -123,6 +128,12 @@ class DayAssessment:
     limits: LabelLimits = DEFAULT_LIMITS
     since: str = ""
     images: ImageCounts | None = None
+    noun: str = "row"
+
+    @property
+    def title(self) -> str:
+        """The day as messages name it."""
+        return f"all {plural(self.noun)}" if self.day == WHOLE else self.day
 
     @property
     def expected(self) -> float:
@@ -146,7 +157,8 @@ class DayAssessment:
         flagged = self._unmarked
         if not is_over_budget(self.rows - self.known_anomalies, flagged, self.budget):
             return self.base_reasons
-        message = f"{flagged:,} rows are flagged, {flagged / max(self.expected, 1e-9):.0f} times the budget"
+        nouns, times = plural(self.noun), flagged / max(self.expected, 1e-9)
+        message = f"{flagged:,} {nouns} are flagged, {times:.0f} times the budget"
         return (Reason(kind=ReasonKind.OVER_BUDGET, message=message, size=flagged), *self.base_reasons)
 
     @property
@@ -210,10 +222,10 @@ class DayAssessment:
         """Reasons why the day is wrong, or its counts."""
         if self.reasons:
             return "; ".join(reason.message for reason in self.reasons)
-        compared = "" if self.is_compared else "; too few rows to compare the day with the training window"
-        counts = f"{self._counts}{compared}"
+        few = f"; too few {plural(self.noun)} to compare the day with the training window"
+        counts = self._counts if self.is_compared else f"{self._counts}{few}"
         if self.is_judged_by_label:
-            what = "images" if self.images else "rows"
+            what = "images" if self.images else plural(self.noun)
             expected = f"at least {self.limits.min_precision:.0%} of the flagged {what} should be known anomalies"
             if self.verdict == DayState.LOOK:
                 return f"{expected}: {counts}"
@@ -242,7 +254,8 @@ class DayAssessment:
         parts = []
         if ReasonKind.OVER_BUDGET not in kinds and any(reason.kind in AS_A_WHOLE for reason in self.reasons):
             level = "within the budget" if self.new <= self.expected else "not significantly above the budget"
-            parts.append(f"The day as a whole is unusual, but the number of flagged rows is {level}: {self._counts}.")
+            flagged = f"the number of flagged {plural(self.noun)}"
+            parts.append(f"The day as a whole is unusual, but {flagged} is {level}: {self._counts}.")
         if self.covered and self.mark:
             what = "; ".join(reason.message for reason in self.covered)
             parts.append(f"Marked as {self.mark.state.text} by {self.mark.who}: {what}.")
@@ -262,16 +275,15 @@ class DayAssessment:
     def _counts(self) -> str:
         """The flagged rows as text, with those that are marked, and recall and precision of a label."""
         normal, allows = self.rows - self.known_anomalies, f"the alert budget allows {_count(self.expected)}"
-        text = f"{self.new:,} of {normal:,} rows are flagged, and {allows}"
+        text = f"{self.new:,} of {normal:,} {plural(self.noun)} are flagged, and {allows}"
         anomalies, known, flagged = self._labeled
-        noun = "anomaly is" if anomalies == 1 else "anomalies are"
-        if self.images:
-            noun = "anomalous image is" if anomalies == 1 else "anomalous images are"
+        one, more = ("anomalous image is", "anomalous images are") if self.images else ("anomaly is", "anomalies are")
+        are = one if anomalies == 1 else more
         if anomalies:
             precision = f", precision {self.precision:.0%}" if flagged else ""
             text = (
-                f"{known:,} of {anomalies:,} known {noun} flagged (recall {known / anomalies:.0%}{precision}), and "
-                f"{self.new:,} of {normal:,} other rows, where {allows}"
+                f"{known:,} of {anomalies:,} known {are} flagged (recall {known / anomalies:.0%}{precision}), and "
+                f"{self.new:,} of {normal:,} other {plural(self.noun)}, where {allows}"
             )
         if marked := self.flagged - self.known - self.new:
             text += f"; {marked:,} more {'is' if marked == 1 else 'are'} known or false alarms"
@@ -289,17 +301,8 @@ class DayAssessment:
 
     def record(self) -> dict[str, Any]:
         """Return the assessment with its verdict as JSON-compatible values; `from_record` reads them."""
-        derived = (
-            "duration",
-            "headline",
-            "message",
-            "aside",
-            "is_wrong",
-            "is_filling",
-            "expected",
-            "completeness",
-            "new",
-        )
+        texts, figures = ("duration", "headline", "message", "aside"), ("expected", "completeness", "new")
+        derived = (*texts, *figures, "is_wrong", "is_filling")
         return {
             **asdict(self),
             "verdict": self.verdict.value,

@@ -96,7 +96,7 @@ def drift_summary(drift: DayDrift | None, names: ColumnNames = PLAIN) -> tuple[s
     if drift is None:
         return "unknown", "the drift of this day was not measured"
     if not drift.is_judged:
-        return "unknown", "too few rows to compare the day with the training window"
+        return "unknown", f"too few {names.rows} to compare the day with the training window"
     restriction = (
         "" if drift.is_after else "; only columns are compared, because the day is part of the training window"
     )
@@ -134,11 +134,12 @@ def unseen_days_summary(published: Published, day: str | None) -> str:
     after = [entry for other, entry in published.entries.items() if last_day < other <= day and entry.rows]
     rows = sum(entry.rows - entry.known_anomalies for entry in after)
     flagged = sum(entry.flagged - entry.known_flagged for entry in after)
+    nouns = published.names.rows
     if not rows:
-        return "No day after the training window is published, so the performance on unseen rows is unknown."
+        return f"No day after the training window is published, so the performance on unseen {nouns} is unknown."
     days = "day" if len(after) == 1 else f"{len(after)} days"
     restriction = " that are not known anomalies" if any(entry.known_anomalies for entry in after) else ""
     return (
-        f"On the {days} after its training window, the model flags {flagged:,} of {rows:,} rows{restriction}: "
+        f"On the {days} after its training window, the model flags {flagged:,} of {rows:,} {nouns}{restriction}: "
         f"{flagged / rows:.2%}. The alert budget is {budget:.2%}."
     )

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from ae_pipeline.common.text import printable
-from ae_pipeline.config.display import PLAIN, ColumnNames
+from ae_pipeline.common.text import plural, printable
+from ae_pipeline.config.display import PLAIN, ColumnNames, noun_of_rows
 from ae_pipeline.config.service import DriftConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.detector.facts import Epoch
@@ -48,7 +48,7 @@ class Chart:
     spec: str
 
 
-def score_chart(of_day: Array, calibration: Array, threshold: float, day: str) -> Chart:
+def score_chart(of_day: Array, calibration: Array, threshold: float, day: str, nouns: str = "rows") -> Chart:
     """Return histograms of the scores of a day and of the calibration rows, with the threshold.
 
     Args:
@@ -56,6 +56,7 @@ def score_chart(of_day: Array, calibration: Array, threshold: float, day: str) -
         calibration: Scores of the calibration rows, nats.
         threshold: Score above which rows are flagged, nats.
         day: Name of the day.
+        nouns: What rows are called.
     """
     import altair as alt
 
@@ -79,7 +80,7 @@ def score_chart(of_day: Array, calibration: Array, threshold: float, day: str) -
             x2=alt.X2("to:Q"),
             y=alt.Y(
                 "share:Q",
-                title="share of rows",
+                title=f"share of {nouns}",
                 stack=None,
                 axis=alt.Axis(values=[0, 1e-4, 1e-3, 1e-2, 1e-1], labelExpr="format(datum.value, '~p')"),
                 scale=alt.Scale(type="symlog", constant=1e-4),
@@ -96,18 +97,19 @@ def score_chart(of_day: Array, calibration: Array, threshold: float, day: str) -
     rule = alt.Chart(data([{"at": threshold}])).mark_rule(color=_STRONG, strokeDash=[4, 3]).encode(x=alt.X("at:Q"))
     above = int((of_day > threshold).sum())
     message = (
-        f"Scores of the {len(of_day):,} rows of {day} and of {len(calibration):,} calibration rows. The dashed line is "
-        f"the threshold, {threshold:.2f} nats. Rows of {day} above it are flagged: {above:,}."
+        f"Scores of the {len(of_day):,} {nouns} of {day} and of {len(calibration):,} calibration {nouns}. The dashed "
+        f"line is the threshold, {threshold:.2f} nats. {nouns.capitalize()} of {day} above it are flagged: {above:,}."
     )
     return as_chart("scores", "Scores", message, base + rule, data)
 
 
-def calibration_chart(p_values: Array, message: str) -> Chart:
+def calibration_chart(p_values: Array, message: str, nouns: str = "rows") -> Chart:
     """Return the share of rows that each alert budget would flag; calibrated p-values lie on the diagonal.
 
     Args:
         p_values: p-values of n rows.
         message: Description of these rows.
+        nouns: What rows are called.
     """
     import altair as alt
 
@@ -124,7 +126,7 @@ def calibration_chart(p_values: Array, message: str) -> Chart:
         .mark_line(color=_SOFT, point={"size": 18, "color": _SOFT})
         .encode(
             x=alt.X("budget:Q", title="alert budget", scale=scale, axis=alt.Axis(format="~%", tickCount=5)),
-            y=alt.Y("share:Q", title="share of rows flagged", scale=scale, axis=alt.Axis(format="~%", tickCount=5)),
+            y=alt.Y("share:Q", title=f"share of {nouns} flagged", scale=scale, axis=alt.Axis(format="~%", tickCount=5)),
             tooltip=[alt.Tooltip("budget:Q", format=".3%"), alt.Tooltip("share:Q", format=".3%")],
         )
     )
@@ -135,7 +137,7 @@ def calibration_chart(p_values: Array, message: str) -> Chart:
     return as_chart(
         "calibration",
         "Calibration",
-        f"{message} On the dashed line, each budget flags exactly its share of rows.",
+        f"{message} On the dashed line, each budget flags exactly its share of {nouns}.",
         ideal + line,
         data,
     )
@@ -195,7 +197,7 @@ def latent_chart(
     data = ChartData()
 
     def points(some: pl.DataFrame) -> list[dict[str, Any]]:
-        coordinates = project(latents_in(some), bundle)
+        coordinates, known = project(latents_in(some), bundle), some.select("row_id", "score", "is_anomaly")
         return [
             {
                 "x": round(float(x), 3),
@@ -204,12 +206,10 @@ def latent_chart(
                 "score": round(score, 2),
                 "flagged": flagged,
             }
-            for (x, y), row_id, score, flagged in zip(
-                coordinates, some["row_id"], some["score"], some["is_anomaly"], strict=True
-            )
+            for (x, y), (row_id, score, flagged) in zip(coordinates, known.iter_rows(), strict=True)
         ]
 
-    of_day, normal = shown_rows(rows), shown_rows(reference)
+    of_day, normal, nouns = shown_rows(rows), shown_rows(reference), plural(noun_of_rows(bundle.config))
     x = alt.X("x:Q", title="first direction, standard deviations")
     y = alt.Y("y:Q", title="second direction")
     above = (
@@ -225,9 +225,9 @@ def latent_chart(
         )
     )
     message = (
-        f"{of_day.height:,} rows of {day}, colored by score, and {normal.height:,} normal rows of {reference_name} in "
-        "gray. Triangles are flagged rows. The axes are the two directions of largest variance in the training data. "
-        "They are the same for every day."
+        f"{of_day.height:,} {nouns} of {day}, colored by score, and {normal.height:,} normal {nouns} of "
+        f"{reference_name} in gray. Triangles are flagged {nouns}. The axes are the two directions of largest variance "
+        "in the training data. They are the same for every day."
     )
     if not normal.height:  # Vega-Lite cannot scale an axis without values
         return as_chart("latents", "Latent space", message, above, data)

@@ -213,7 +213,6 @@ def _part_variables(part: Contribution, names: ColumnNames) -> dict[str, Any]:
 
 def _gallery_variables(gallery: Gallery) -> dict[str, Any]:
     return {
-        "noun": gallery.noun,
         "ticks": gallery.scale.ticks,
         "colors": gallery.scale.colours,
         "normal": [_panel_variables(panel) for panel in gallery.normal],

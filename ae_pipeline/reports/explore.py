@@ -289,4 +289,4 @@ def render_explored(template: str, explored: Explored, charts: Sequence[Any], **
     dataset = explored.dataset
     shown = [each if isinstance(each, dict) else asdict(each) for each in charts]
     fixed = {"dataset": dataset.name, "daily": dataset.config.is_daily, "timezone": dataset.config.timezone}
-    return render_page(template, {**fixed, "charts": shown, **variables}, dataset.paths)
+    return render_page(template, {**fixed, "charts": shown, **variables}, dataset)

@@ -236,7 +236,7 @@ def _missing(column: ColumnDays, by_day: pl.DataFrame) -> Chart:
             tooltip=["date:N", alt.Tooltip("missing:Q", format=".2%"), "rows:Q"],
         )
     )
-    message = "Share of the rows without a value."
+    message = "Share of missing values."
     if not column.in_window.height:
         return as_chart("missing", "Missing values", f"{message} {_NO_WINDOW}", bars, data)
     rule = alt.Chart(data([{"at": usual}])).mark_rule(color=_GREY, strokeDash=[4, 3]).encode(y="at:Q")

@@ -5,6 +5,8 @@ from typing import Any
 
 import polars as pl
 
+from ae_pipeline.common.text import plural
+from ae_pipeline.config.display import noun_of_rows
 from ae_pipeline.features.split import LABEL
 from ae_pipeline.latents.read import published_day
 from ae_pipeline.reports.explore import UNSHOWN, Explored, render_explored
@@ -47,6 +49,7 @@ def latents_page(dataset: Dataset) -> str:
         "fields": {name: fields[name] for name in ("row_id", "day", "score", "is_anomaly") if name in fields},
         "rows": [[_json(value) for value in row] for row in rows.iter_rows()],
         "threshold": explored.summary["score_threshold"],
+        "noun": plural(noun_of_rows(explored.dataset.config)),
         "has_row_pages": not UNSHOWN & set(explored.types.values()),
     }
     return render_explored(

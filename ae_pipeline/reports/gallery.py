@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from ae_pipeline.common.progress import ProgressLogger
+from ae_pipeline.config.display import noun_of_rows
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.features.split import LABEL
 from ae_pipeline.latents.read import PublishedDay
@@ -69,8 +70,7 @@ def build_gallery(files: Mapping[str, PublishedDay], paths: DatasetPaths, bundle
         paths: Paths of the dataset.
         bundle: Model that scored the published table.
     """
-    images = bundle.config.images
-    if images is None:
+    if bundle.config.images is None:
         return None
     normal, strangest = _choose(files, paths, float(np.median(bundle.calibration.scores)))
     drawings = dict(_draw(pl.concat([normal, strangest]), paths, bundle))
@@ -87,7 +87,7 @@ def build_gallery(files: Mapping[str, PublishedDay], paths: DatasetPaths, bundle
                 if remaining_bytes < 0:
                     break
                 panels[-1].append(panel)
-    return Gallery("patch" if images.patch else "image", scale, tuple(panels[1]), tuple(panels[0]))
+    return Gallery(noun_of_rows(bundle.config), scale, tuple(panels[1]), tuple(panels[0]))
 
 
 def thumbnails(row_ids: Sequence[str], day: str, paths: DatasetPaths, bundle: ModelBundle) -> dict[str, str]:

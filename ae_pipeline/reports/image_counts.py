@@ -31,12 +31,27 @@ def image_facts(scored: pl.DataFrame, judge: ImageJudge | None) -> dict[str, int
     """
     if judge is None:
         return {}
-    label = pl.col(LABEL).fill_null(value=False).any()  # one labeled patch makes the image a known anomaly
-    images = judge(scored).join(scored.group_by(image_id(judge.identity)).agg(label), on=IMAGE_ID)
+    images = judged_with_label(scored, judge)
     known, known_flagged = images.filter(LABEL), images.filter(pl.col(LABEL) & pl.col("is_anomaly"))
     flagged = images.filter("is_anomaly").height
     counts = ImageCounts(flagged=flagged, known_anomalies=known.height, known_flagged=known_flagged.height)
     return {f"{_PREFIX}{name}": count for name, count in asdict(counts).items()}
+
+
+def image_label() -> pl.Expr:
+    """Return the label of an image over its patches: an anomaly if one of them is; null if no patch has a label."""
+    return pl.col(LABEL).max()
+
+
+def judged_with_label(scored: pl.DataFrame, judge: ImageJudge) -> pl.DataFrame:
+    """Return the verdicts on images with their label, in the order of their identities.
+
+    Args:
+        scored: All patches of some images, with `row_id`, `score` and label.
+        judge: Verdicts on images.
+    """
+    labels = scored.group_by(image_id(judge.identity)).agg(image_label())
+    return judge(scored).join(labels, on=IMAGE_ID, how="left", maintain_order="left")
 
 
 def image_counts_of(facts: Mapping[str, str]) -> ImageCounts | None:

@@ -19,7 +19,16 @@ from ae_pipeline.latents.images import publish_images
 from ae_pipeline.latents.read import PublishedDay
 from ae_pipeline.monitoring.feedback import marks_of
 from ae_pipeline.reports.heat_pictures import HeatPictures, heat_pictures
-from ae_pipeline.reports.labels import LabeledRow, Measures, false_alarm_ids, highest, marked_label, measure, seen_rows
+from ae_pipeline.reports.image_counts import image_label
+from ae_pipeline.reports.labels import (
+    LabeledRow,
+    Measures,
+    false_alarm_ids,
+    highest,
+    marked_label,
+    measure_rows,
+    seen_rows,
+)
 from ae_pipeline.scoring.pixels import PixelMeasures, PixelMeter
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import whole
@@ -115,8 +124,8 @@ def report_images(
         calibration_images=len(calibration.scores),
         top=bundle.config.alerts.image_patches,
         top_images=tuple(_top_images(images)),
-        all_images=_measure(labeled) if has_label else None,
-        held_out=_measure(labeled.filter("held_out")) if has_label and is_known else None,
+        all_images=measure_rows(labeled) if has_label else None,
+        held_out=measure_rows(labeled.filter("held_out")) if has_label and is_known else None,
         pixels=pixels,
         misses=_top_labeled(images.filter(pl.col(LABEL) & ~pl.col("is_anomaly")), dataset),
         false_alarms=_top_labeled(images.filter(~pl.col(LABEL) & pl.col("is_anomaly")), dataset),
@@ -154,10 +163,6 @@ def _top_labeled(images: pl.DataFrame, dataset: Dataset) -> tuple[LabeledRow, ..
     return highest(images.select(pl.col(IMAGE_ID).alias("row_id"), day.alias("day"), "score"))
 
 
-def _measure(images: pl.DataFrame) -> Measures:
-    return measure(*(images[name].to_numpy() for name in ("score", LABEL, "is_anomaly")))
-
-
 def _known_images(files: Mapping[str, PublishedDay], dataset: Dataset, bundle: ModelBundle) -> pl.DataFrame:
     """Return each image with its label and whether the network was not fitted on it, either null if unknown."""
     window, config, paths = bundle.window, dataset.config, dataset.paths
@@ -186,7 +191,7 @@ def _known_images(files: Mapping[str, PublishedDay], dataset: Dataset, bundle: M
             held_out = ~pl.col("row_id").is_in(seen.implode())
         held_out &= ~pl.col("row_id").is_in(learned.implode())
         rows = features.select(of_image, label, held_out.alias("held_out"))
-        known = (pl.col(LABEL).max(), pl.col("held_out").all(ignore_nulls=False))
+        known = (image_label(), pl.col("held_out").all(ignore_nulls=False))
         images = rows.group_by(IMAGE_ID).agg(*known, patches=pl.len())
         parts.append(images.with_columns(day=pl.lit(day)).collect())
     return pl.concat(parts)

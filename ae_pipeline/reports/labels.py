@@ -185,8 +185,8 @@ def measure_labels(files: Mapping[str, PublishedDay], dataset: Dataset, bundle: 
         label=config.label,
         only_normal=window.only_normal,
         unknown=rows.height - labeled.height,
-        all_rows=_measure(labeled),
-        held_out=_measure(labeled.filter("new")) if is_seen_known else None,
+        all_rows=measure_rows(labeled),
+        held_out=measure_rows(labeled.filter("new")) if is_seen_known else None,
         held_out_is=message,
         misses=highest(misses),
         false_alarms=highest(alarms),
@@ -249,7 +249,8 @@ def marked_label(marks: Sequence[Mark]) -> pl.Expr:
     return label.alias(LABEL)
 
 
-def _measure(rows: pl.DataFrame) -> Measures:
+def measure_rows(rows: pl.DataFrame) -> Measures:
+    """Measure rows or images with `score`, a known label and `is_anomaly`."""
     return measure(*(rows[name].to_numpy() for name in ("score", LABEL, "is_anomaly")))
 
 

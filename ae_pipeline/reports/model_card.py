@@ -10,6 +10,8 @@ import jinja2
 import polars as pl
 
 from ae_pipeline.common.escape import escape_markdown, without_html
+from ae_pipeline.common.text import plural, with_article
+from ae_pipeline.config.display import noun_of_rows
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.features.split import GATE, PARTS
 from ae_pipeline.reports.charts import Chart, calibration_chart, latent_chart, loss_chart, score_chart
@@ -33,16 +35,17 @@ def training_charts(bundle: ModelBundle, validation: pl.DataFrame, unseen: pl.Da
         unseen: Features of rows that no part of the model was fitted on, such as those of the gate; may be empty.
     """
     known = _scored(bundle, validation)
+    nouns = plural(noun_of_rows(bundle.config))
     rows, name = (_scored(bundle, unseen), "the gate") if unseen.height else (known, "the validation")
     scores, calibration = rows["score"].to_numpy(), bundle.calibration
     charts = [
         loss_chart(bundle.facts.epochs, bundle.facts.best_epoch, bundle.loss.unit),
-        score_chart(scores, calibration.scores, calibration.threshold, name),
+        score_chart(scores, calibration.scores, calibration.threshold, name, nouns),
         latent_chart(rows, known.filter(~pl.col("is_anomaly")), bundle, name, "the validation"),
     ]
     if unseen.height:
-        message = f"{len(scores):,} rows of {name}, on which no part of the model was fitted."
-        charts.append(calibration_chart(rows["p_value"].to_numpy(), message))
+        message = f"{len(scores):,} {nouns} of {name}, on which no part of the model was fitted."
+        charts.append(calibration_chart(rows["p_value"].to_numpy(), message, nouns))
     return charts
 
 
@@ -95,6 +98,7 @@ def model_card(
         left_out={reason: _named(names) for reason, names in _left_out(bundle).items()},
         calibration=bundle.calibration,
         fingerprint=bundle.fingerprint,
+        noun=noun_of_rows(config),
     )
 
 
@@ -137,6 +141,8 @@ def _template() -> jinja2.Template:
         "count": "{:,}".format,
         "short": "{:.4g}".format,
         "percent": "{:.3%}".format,
+        "plural": plural,
+        "article": with_article,
     }
     environment.filters |= filters
     return environment.get_template("model_card.md.j2")

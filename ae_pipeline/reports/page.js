@@ -34,8 +34,8 @@
         count += matches;
       }
       more.hidden = count <= limit;
-      more.textContent = `Show all ${number(count)} rows`;
-      shown.textContent = `${number(Math.min(count, limit))} of ${number(bodies().length)} rows shown`;
+      more.textContent = `Show all ${number(count)} ${table.dataset.noun}`;
+      shown.textContent = `${number(Math.min(count, limit))} of ${number(bodies().length)} ${table.dataset.noun} shown`;
       all.hidden = picked === null;
     };
     search.addEventListener("input", filter);

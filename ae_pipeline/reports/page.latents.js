@@ -1,6 +1,6 @@
 // Draw rows with chosen axes and colors, and list the rows within a rectangle.
 (() => {
-  const {names, titles: shownNames, numbers, fields, rows, threshold, has_row_pages} = JSON.parse(document.querySelector("#content").textContent);
+  const {names, titles: shownNames, numbers, fields, rows, threshold, noun, has_row_pages} = JSON.parse(document.querySelector("#content").textContent);
   // Vega takes some characters of a column's name for syntax, so points have fields f0, f1, … with the name as title.
   const all = names.map((_, index) => `f${index}`), titles = Object.fromEntries(all.map((field, index) => [field, shownNames[index]]));
   const points = rows.map((row) => Object.fromEntries(row.map((value, index) => [`f${index}`, value])));
@@ -31,7 +31,7 @@
     const text = [names, ...shown.map((point) => all.map((field) => point[field]))].map((line) => line.map(csvCell).join(",")).join("\n");
     download.href = `data:text/csv;charset=utf-8,${encodeURIComponent(text)}`;
     const listed = shown.length > most ? `, the ${most} highest scores are listed` : "";
-    status.textContent = `${shown.length} of ${points.length} rows${listed}`;
+    status.textContent = `${shown.length} of ${points.length} ${noun}${listed}`;
   };
   const draw = async () => {
     const [x, y, color] = [chosen.x.value, chosen.y.value, chosen.color.value];
@@ -54,7 +54,7 @@
     const svg = document.querySelector("#map svg");
     svg.setAttribute("role", "img");
     for (const mark of svg.querySelectorAll("[role^=graphics]")) mark.setAttribute("aria-hidden", "true");  // of the rectangle
-    svg.setAttribute("aria-label", `${points.length} rows: ${titles[y]} by ${titles[x]}, colored by ${titles[color]}; the threshold of the score is ${threshold.toFixed(2)}`);
+    svg.setAttribute("aria-label", `${points.length} ${noun}: ${titles[y]} by ${titles[x]}, colored by ${titles[color]}; the threshold of the score is ${threshold.toFixed(2)}`);
     view.addSignalListener("brush", (_, area) => {
       const within = ([field, [low, high]]) => (point) => point[field] !== null && point[field] >= low && point[field] <= high;
       const tests = Object.entries(area).map(([field, range]) => [field, [Math.min(...range), Math.max(...range)]]).map(within);

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ import polars as pl
 
 from ae_pipeline.common.errors import ConfigError
 from ae_pipeline.common.escape import escape_json_in_html
-from ae_pipeline.common.text import one_in, pluralize, printable, short_number
+from ae_pipeline.common.text import one_in, plural, pluralize, printable, short_number, with_article
+from ae_pipeline.config.display import count_rejected, noun_of_rows
 from ae_pipeline.encoding.event_time import EVENT_TIME
 from ae_pipeline.ingestion.names import column_names
 from ae_pipeline.monitoring.alerts import alerts_of
@@ -196,7 +197,7 @@ def render_report(variables: Mapping[str, Any], dataset: Dataset) -> str:
             "left_out": by_reason(variables["summary"]["columns_left_out"]),
             "day_pages": {path.stem for path in (paths.reports / "days").glob("*.html")},
         },
-        paths,
+        dataset,
     )
 
 
@@ -207,7 +208,7 @@ def render_day(variables: Mapping[str, Any], dataset: Dataset) -> str:
         variables: Variables of the template.
         dataset: Configuration and paths of the dataset.
     """
-    return _render("day.html.j2", {**variables, "day_pages": (), "home": "../../../"}, dataset.paths)
+    return _render("day.html.j2", {**variables, "day_pages": (), "home": "../../../"}, dataset)
 
 
 def by_reason(left_out: Mapping[str, str]) -> dict[str, list[str]]:
@@ -229,26 +230,28 @@ def _context_path(paths: DatasetPaths) -> Path:
     return paths.reports / "report.context.json"
 
 
-def _render(template: str, variables: Mapping[str, Any], paths: DatasetPaths) -> str:
-    return render_page(template, {**variables, **_states_of(variables)}, paths)
+def _render(template: str, variables: Mapping[str, Any], dataset: Dataset) -> str:
+    return render_page(template, {**variables, **_states_of(variables)}, dataset)
 
 
-def render_page(template: str, variables: Mapping[str, Any], paths: DatasetPaths) -> str:
+def render_page(template: str, variables: Mapping[str, Any], dataset: Dataset) -> str:
     """Return a page with the style and the scripts of all pages; without charts, it has no script that draws them.
 
     Args:
         template: Name of the template.
         variables: Variables of the template, with `charts`.
-        paths: Paths of the dataset.
+        dataset: Configuration and paths of the dataset.
     """
     folder = files("ae_pipeline").joinpath("reports")
     sources = {name: folder.joinpath(f"page.{name}").read_text(encoding="utf-8") for name in ("css", "js")}
     for name in ("csv", "latents"):
         sources[f"{name}_js"] = folder.joinpath(f"page.{name}.js").read_text(encoding="utf-8")
-    sources["vega"] = scripts(paths.cache) if variables["charts"] else ""
+    sources["vega"] = scripts(dataset.paths.cache) if variables["charts"] else ""
     # Our own files and a library, which must not be escaped.
     unescaped = {name: markupsafe.Markup(text) for name, text in sources.items()}  # noqa: S704
-    return page_environment().get_template(template).render(**_CONSTANTS, **unescaped, **variables)
+    nouns = {"noun": noun_of_rows(dataset.config), "rejected": partial(count_rejected, config=dataset.config)}
+    fixed = {**_CONSTANTS, **unescaped, **nouns}
+    return page_environment().get_template(template).render(**fixed, **variables)
 
 
 def _states_of(variables: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -297,6 +300,7 @@ def page_environment() -> jinja2.Environment:
     environment.filters["shell"] = shlex.quote
     environment.filters["explained"] = _explain
     environment.filters |= {"count": "{:,}".format, "percent": "{:.2%}".format, "one_in": one_in, "short": short_number}
+    environment.filters |= {"plural": plural, "counted": pluralize, "article": with_article}
     return environment
 
 

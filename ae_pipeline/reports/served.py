@@ -14,6 +14,8 @@ import polars as pl
 import yaml
 
 from ae_pipeline.common.text import short_number
+from ae_pipeline.config.display import noun_of_rows
+from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.features.split import LABEL
 from ae_pipeline.ingestion.names import column_names
 from ae_pipeline.latents.files import TableFiles
@@ -41,23 +43,20 @@ EXPLAINED = {
 
 
 def home_page(
-    datasets: Mapping[str, DatasetPaths], descriptions: Mapping[str, str], addresses: Mapping[str, str]
+    datasets: Mapping[str, DatasetPaths], configs: Mapping[str, PipelineConfig], addresses: Mapping[str, str]
 ) -> str:
     """Return the page with all datasets and their verdicts.
 
     Args:
         datasets: Paths of each dataset.
-        descriptions: What a row of each dataset is; lacks those that the project no longer has.
+        configs: Configuration of each dataset; lacks those that the project no longer has.
         addresses: Addresses of `dagster` and `mlflow`, as they are now; may lack servers.
     """
-    entries = [
-        _home_entry(name, paths, descriptions.get(name, ""), is_served=name in descriptions)
-        for name, paths in sorted(datasets.items())
-    ]
+    entries = [_home_entry(name, paths, configs.get(name)) for name, paths in sorted(datasets.items())]
     return _render("home.html.j2", entries=entries, addresses=addresses)
 
 
-def _home_entry(name: str, paths: DatasetPaths, description: str, *, is_served: bool) -> dict[str, Any]:
+def _home_entry(name: str, paths: DatasetPaths, config: PipelineConfig | None) -> dict[str, Any]:
     summary = read_summary(paths) or {}
     # A summary of an earlier version lacks some keys.
     days = [{**entry, "state": entry.get("state") or ""} for entry in summary.get("days", []) if entry["rows"]][
@@ -67,7 +66,8 @@ def _home_entry(name: str, paths: DatasetPaths, description: str, *, is_served: 
     pages = sorted(path.stem for path in (paths.reports / "days").glob("[!.]*.html"))
     return {
         "name": name,
-        "description": description,
+        "description": config.description if config else "",
+        "noun": noun_of_rows(config) if config else "row",
         "verdict": verdict and {"state": None, "since": "", **verdict},
         "refused": summary.get("refused", ""),
         "version": summary.get("model_version"),
@@ -76,7 +76,7 @@ def _home_entry(name: str, paths: DatasetPaths, description: str, *, is_served: 
         "pages": pages[-7:],
         "updated": _time_of(paths.reports / "alerts.parquet"),  # marks and alerts change the summary, too
         "newest": days[-1]["day"] if days and days[-1]["day"] != ALL_ROWS else "",
-        "is_served": is_served,
+        "is_served": config is not None,
         "has_report": (paths.reports / "report.html").exists(),
         # An object store may not answer, and this page must. The page of the contract asks it.
         "has_contract": not (table := TableFiles(paths.latents)).is_folder or table.has(_CONTRACT),
@@ -129,6 +129,8 @@ def mark_page(request: MarkRequest, back: str, dataset: Dataset, nonce: str) -> 
         "mark.html.j2",
         dataset=dataset.name,
         request=request,
+        kind=names.row if request.kind == MarkKind.ROW else request.kind.value,
+        noun=names.row,
         subject=subject,
         rows=len(rows),
         reasons=reasons,

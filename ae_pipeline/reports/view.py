@@ -24,7 +24,7 @@ from ae_pipeline.monitoring.deviations import DETAILED, Deviation, deviations_of
 from ae_pipeline.monitoring.feedback import UNREVIEWED, Review
 from ae_pipeline.monitoring.locations import describe_location
 from ae_pipeline.monitoring.newest_day import FillingDay, filling_day
-from ae_pipeline.monitoring.verdict import DayAssessment, DayState, LabelLimits
+from ae_pipeline.monitoring.verdict import WHOLE, DayAssessment, DayState, LabelLimits
 from ae_pipeline.reports.charts import Chart, calibration_chart, drift_chart, latent_chart, loss_chart, score_chart
 from ae_pipeline.reports.groups import Group
 from ae_pipeline.reports.index import day_entry
@@ -184,7 +184,7 @@ class Published:
             LabelLimits(self.dataset.config.alerts.min_recall, self.dataset.config.alerts.min_precision),
             self.names,
         )
-        return assessment if self.dataset.config.is_daily else replace(assessment, day="all rows")
+        return assessment if self.dataset.config.is_daily else replace(assessment, day=WHOLE)
 
     def assess_in_brief(self, day: str) -> DayAssessment:
         """Return the assessment of a day without the places of its deviations. It is kept."""
@@ -215,7 +215,7 @@ class Published:
         empty = sorted(other for other in later if read_facts(features(other)).get("rows") == "0")
         if not empty:
             return assessment
-        no_rows = f"There are no rows of {empty[0]}" + (f" to {empty[-1]}." if len(empty) > 1 else ".")
+        no_rows = f"There are no {self.names.rows} of {empty[0]}" + (f" to {empty[-1]}." if len(empty) > 1 else ".")
         return replace(assessment, remark=no_rows)
 
     def _since(self, day: str, verdict: DayState) -> str:
@@ -248,9 +248,10 @@ class Published:
         """Return charts that show a day and how reliable the model is."""
         bundle, config = self.bundle, self.dataset.config
         rows = published_day(self.files[day], self.dataset.paths, columns_of(bundle))
-        name = day if day != ALL_ROWS else "all rows"
+        nouns = self.names.rows
+        name = day if day != ALL_ROWS else "the dataset"
         charts = [
-            score_chart(rows["score"].to_numpy(), bundle.calibration.scores, bundle.calibration.threshold, name),
+            score_chart(rows["score"].to_numpy(), bundle.calibration.scores, bundle.calibration.threshold, name, nouns),
             latent_chart(rows, self.reference, bundle, name),
         ]
         drift = self.dataset.paths.reports / "drift.parquet"
@@ -273,7 +274,7 @@ class Published:
             files = [self.files[other] for other in window.calibration if other in self.files]
         p_values = np.asarray(self.bundle.calibration.p_values(normal_scores(files, self.dataset)))
         part += "" if self.dataset.config.label is None else ". Known anomalies are left out"
-        return calibration_chart(p_values, f"{len(p_values):,} rows {part}.")
+        return calibration_chart(p_values, f"{len(p_values):,} {self.names.rows} {part}.", self.names.rows)
 
 
 def adjacent(day: str, days: Sequence[str]) -> tuple[str | None, str | None]:

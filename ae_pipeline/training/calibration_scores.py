@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from ae_pipeline.common.text import pluralize
+from ae_pipeline.config.display import noun_of_rows
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.detector import Detector
 from ae_pipeline.detector.facts import ScreeningFacts
@@ -72,7 +74,7 @@ def score_calibration(
     if images is not None:
         needed = budget_rows(config.alerts.image_budget or choose_budget(images))
         share = max(share, min(1.0, _IMAGE_RESERVE * needed / max(images, 1)))
-    of_image = image_id(config.identity) if has_patches(config) else None
+    of_image, noun = image_id(config.identity) if has_patches(config) else None, noun_of_rows(config)
 
     def sampled(days: Window, part: str = "calibration") -> Iterator[pl.DataFrame]:
         for batch in days.batches(part, dataset.paths):
@@ -99,7 +101,7 @@ def score_calibration(
         row_ids, facts = _outlying(parts[0], others, screened, dataset)
         screened = screened.leaving_out(window, row_ids, facts)
         if row_ids.len():
-            screened = _sampled_only(screened, share, len(parts[0].scores), of_image)
+            screened = _sampled_only(screened, share, pluralize(len(parts[0].scores), noun), of_image)
         parts = [parts[0].without(row_ids)]
     elif is_judged:
         by_day = {day: scored(dataclasses.replace(window, calibration=(day,)), detector) for day in window.calibration}
@@ -116,7 +118,7 @@ def score_calibration(
         parts, row_ids = _without_highest([by_day[day] for day in window.calibration], judged.excess)
         screened = screened.leaving_out(window, row_ids, judged.facts)
         if judged.facts.rows:
-            screened = _sampled_only(screened, share, sum(map(len, scores_of.values())), of_image)
+            screened = _sampled_only(screened, share, pluralize(sum(map(len, scores_of.values())), noun), of_image)
     if not is_judged or detector.cooccurrence is not None:
         detector = counting(detector, sampled(window))
         parts = [scored(window, leaving_one_out(detector))]
@@ -141,12 +143,12 @@ class _Scored:
         return _Scored(self.scores[is_kept.to_numpy()], self.row_ids.filter(is_kept))
 
 
-def _sampled_only(screened: Screened, share: float, seen: int, of_image: pl.Expr | None) -> Screened:
+def _sampled_only(screened: Screened, share: float, seen: str, of_image: pl.Expr | None) -> Screened:
     """Return a screened window of which only the rows of the sample are used that the screening has seen."""
     facts = screened.facts
     if facts is None or share >= 1:
         return screened
-    facts = facts.model_copy(update={"message": f"{facts.message}, of a sample of {seen:,} rows"})
+    facts = facts.model_copy(update={"message": f"{facts.message}, of a sample of {seen}"})
     return dataclasses.replace(screened, facts=facts, calibration_share=share, sampled_by=of_image)
 
 

@@ -13,7 +13,9 @@ import polars as pl
 import torch
 
 from ae_pipeline.common.device import choose_device, device_errors
+from ae_pipeline.common.text import plural
 from ae_pipeline.config.columns import FeatureColumn
+from ae_pipeline.config.display import noun_of_rows
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.config.service import Evidence
 from ae_pipeline.detector.bundle import ModelBundle
@@ -268,7 +270,7 @@ def fit_detector(
     )
     rows = train_rows.height + validation_rows.height
     if rows * math.prod(encoder.shape) > _SLOW_ELEMENTS:
-        logger.info(f"fitting scores on {rows:,} rows")
+        logger.info(f"fitting scores on {rows:,} {plural(noun_of_rows(config))}")
     mean_input = encoded.mean()
     if not is_table:
         for_ensemble.clear()  # images have no ensemble, and would stay in memory while the scores are fitted

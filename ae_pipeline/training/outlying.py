@@ -5,6 +5,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from ae_pipeline.config.display import noun_of_rows
 from ae_pipeline.detector.facts import ScreeningFacts
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.training.screened import (
@@ -91,19 +92,19 @@ def screen_outlying(
         `training.max_screened_share`, or too much for the alert budgets.
     """
     gone = count_outlying(calibration, others)
-    cap, change, of_images, rows = dataset.config.training.max_screened_share, None, None, gone
+    change, of_images, rows = None, None, gone
     if patches is not None and gone:
         of_images, rows = gone, int(patches[np.argsort(-calibration, kind="stable")[:gone]].sum())
     total = len(calibration) if patches is None else int(patches.sum())
     if of_images is not None and not leaves_enough_images(of_images, len(calibration), dataset):
-        change = beyond_cap("calibration", cap, of_images)
+        change = beyond_cap("calibration", dataset.config, of_images)
     elif rows and not leaves_enough("calibration", rows, total, dataset):
-        change = beyond_cap("calibration", cap)
+        change = beyond_cap("calibration", dataset.config)
     if change is not None:
         gone, rows = 0, 0
     left = {"calibration": rows} if rows else {}
     changed = {"calibration": change} if change is not None else {}
-    message = describe_screening({}, {}, left, changed, of_images)
+    message = describe_screening({}, {}, left, changed, of_images, noun_of_rows(dataset.config))
     by_scores = ScreeningFacts(judged_by="its own scores", rows=left, changed=tuple(changed), message=message)
     return gone, by_scores if earlier is None else _merged(earlier, by_scores)
 

@@ -8,6 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from ae_pipeline.common.text import plural
+from ae_pipeline.config.display import noun_of_rows
+from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.facts import ScreeningFacts
 from ae_pipeline.scoring.budget import TOLERATED_FACTOR, is_over_budget
 from ae_pipeline.storage.dataset import Dataset
@@ -83,14 +86,14 @@ def screen_by_own_scores(
     rest = np.concatenate([np.empty(0), *(scores for day, scores in scored.items() if day not in bad)])
     excess = count_excess(rest, validation) if cap else 0
     gone = of_days + excess
-    change = _describe_change(rest, excess, validation, budget) if excess else None
+    change = _describe_change(rest, excess, validation, budget, dataset.config) if excess else None
     if change is None and gone and not leaves_enough("calibration", gone, rows, dataset):
-        change = beyond_cap("calibration", cap)
+        change = beyond_cap("calibration", dataset.config)
     of_images = None
     if images is not None and gone and change is None:
         of_images = _count_incomplete(images, bad, rest, excess)
         if not leaves_enough_images(of_images, pl.concat(list(images.values())).n_unique(), dataset):
-            change = beyond_cap("calibration", cap, of_images)
+            change = beyond_cap("calibration", dataset.config, of_images)
     if change is not None:
         bad, excess, gone = [], 0, 0
     left_days = {"calibration": tuple(bad)} if bad else {}
@@ -101,7 +104,12 @@ def screen_by_own_scores(
         rows={"calibration": gone} if gone else {},
         changed=tuple(changed),
         message=describe_screening(
-            left_days, {"calibration": of_days if bad else 0}, {"calibration": gone}, changed, of_images
+            left_days,
+            {"calibration": of_days if bad else 0},
+            {"calibration": gone},
+            changed,
+            of_images,
+            noun_of_rows(dataset.config),
         ),
     )
     return OwnScreening(bad, excess, facts)
@@ -121,14 +129,17 @@ def _count_incomplete(images: Mapping[str, pl.Series], bad: Sequence[str], score
     return pl.concat([highest, *(images[day] for day in bad)]).n_unique()
 
 
-def _describe_change(scores: Array, excess: int, validation: Array, budget: float) -> str | None:
+def _describe_change(
+    scores: Array, excess: int, validation: Array, budget: float, config: PipelineConfig
+) -> str | None:
     """Return why an excess of the highest scores shows that the data has changed; None if it is a few faulty rows.
 
     Faulty rows leave the other rows as they are. A shift of the data raises the scores of most rows, and the highest of
     them are then not faulty. To leave these out would break the alert budget on the next days.
     """
     if excess > _MAX_BUDGETS * budget * len(scores):
-        return f"{excess:,} rows of calibration score too high, more than {_MAX_BUDGETS} times the alert budget"
+        nouns = plural(noun_of_rows(config))
+        return f"{excess:,} {nouns} of calibration score too high, more than {_MAX_BUDGETS} times the alert budget"
     if _is_shifted(scores[~is_highest(scores, excess)], validation):
         return "calibration as a whole scores higher than validation"
     return None

@@ -9,8 +9,9 @@ from typing import Any
 import polars as pl
 
 from ae_pipeline.common.errors import TrainingError
-from ae_pipeline.common.text import pluralize
+from ae_pipeline.common.text import plural, pluralize
 from ae_pipeline.config.columns import FeatureColumn
+from ae_pipeline.config.display import noun_of_rows
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.image_verdicts import count_images, has_patches, image_id
 from ae_pipeline.encoding.encoder import context_width, fit_encoder
@@ -28,7 +29,6 @@ from ae_pipeline.training.size_rules import (
     changed,
     examine,
     get_value,
-    noun_of_rows,
 )
 
 logger = logging.getLogger(__name__)
@@ -183,33 +183,34 @@ def as_yaml(values: Mapping[str, Any]) -> str:
 def _message(
     config: PipelineConfig, data: TrainingData, problems: Sequence[Problem], proposal: Mapping[str, Any] | None
 ) -> str:
-    size, noun = data.describe(config), noun_of_rows(config)
+    size, nouns = data.describe(config), plural(noun_of_rows(config))
     if data.images is not None and data.images < MIN_ROWS:
         return (
             f"{config.dataset!r} has {pluralize(data.images, 'image')}, but a training needs at least {MIN_ROWS} "
             "images; land more images"
         )
     if sum(data.rows.values()) < MIN_ROWS:
-        return f"{config.dataset!r} has {size}, but a training needs at least {MIN_ROWS} {noun}s; land more {noun}s"
+        return f"{config.dataset!r} has {size}, but a training needs at least {MIN_ROWS} {nouns}; land more {nouns}"
     problem_list = "; ".join(problem.message for problem in problems)
     if proposal is None:
-        return f"the settings of {config.dataset!r} do not fit its {size}: {problem_list}; land more {noun}s"
+        return f"the settings of {config.dataset!r} do not fit its {size}: {problem_list}; land more {nouns}"
     remedy = f"set in its defs.yaml:\n{as_yaml(proposal)}"
     return f"the settings of {config.dataset!r} do not fit its {size}: {problem_list}; {remedy}"
 
 
 def _why(config: PipelineConfig, data: TrainingData, sizes: Sizes) -> str:
     noun = noun_of_rows(config)
-    reasons = [f"{sizes.rows['train']:,} training and {sizes.rows['calibration']:,} calibration {noun}s"]
+    nouns = plural(noun)
+    reasons = [f"{sizes.rows['train']:,} training and {sizes.rows['calibration']:,} calibration {nouns}"]
     if (images := data.calibration_images(sizes.window)) is not None:
         lowest = f"an image budget below {1 / (images + 1):.2g}"
         reasons.append(f"{pluralize(images, 'calibration image')}, which cannot measure {lowest}")
     elif noun == "image" and sizes.rows["calibration"] < budget_rows(BUDGET):
         reasons.append(f"they cannot measure a budget below {1 / (sizes.rows['calibration'] + 1):.2g}")
     if config.is_daily and sizes.window.is_by_row:
-        reasons.append("too few days to divide, so a hash divides the rows of all days")
+        reasons.append(f"too few days to divide, so a hash divides the {nouns} of all days")
     elif config.is_daily and len(data.rows) < STANDARD_DAYS:
         reasons.append(f"{STANDARD_DAYS} days or more get 21 validation, 42 calibration and 7 gate days")
     elif not config.is_daily and sizes.window.split_by and not split_columns(config):
-        reasons.append(f"{data.rows[ALL_ROWS]:,} {noun}s are ranked by a hash and divided")
+        reasons.append(f"{data.rows[ALL_ROWS]:,} {nouns} are ranked by a hash and divided")
     return f" ({'; '.join(reasons)})"

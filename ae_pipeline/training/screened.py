@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-from ae_pipeline.common.text import abbreviate, pluralize
+from ae_pipeline.common.text import abbreviate, plural, pluralize
+from ae_pipeline.config.display import noun_of_rows
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.facts import ScreeningFacts
 from ae_pipeline.detector.image_verdicts import image_of_row
@@ -91,20 +92,22 @@ def needed_rows(dataset: Dataset) -> int:
     return max(MIN_CALIBRATION_ROWS, budget_rows(budget) if budget else 0)
 
 
-def beyond_cap(part: str, cap: float, images: int | None = None) -> str:
+def beyond_cap(part: str, config: PipelineConfig, images: int | None = None) -> str:
     """Return why a part has changed, if more of it than the cap or the alert budget permits would go.
 
     Args:
         part: Part of the window.
-        cap: Share of the rows of a part that may go.
+        config: Configuration of the dataset.
         images: Number of images that would be incomplete, if they are what would be too many.
     """
+    cap = config.training.max_screened_share
     if images is not None:
         return (
             f"patches of {pluralize(images, 'image')} of {part} would go, more than {cap:.0%} of its images, or more "
             "than their alert budget allows"
         )
-    return f"{part} would lose more than {cap:.0%} of its rows, or more than the alert budget allows"
+    nouns = plural(noun_of_rows(config))
+    return f"{part} would lose more than {cap:.0%} of its {nouns}, or more than the alert budget allows"
 
 
 def describe_screening(
@@ -113,6 +116,7 @@ def describe_screening(
     rows: Mapping[str, int],
     changed: Mapping[str, str],
     images: int | None = None,
+    noun: str = "row",
 ) -> str:
     """Return the result of a screening as a sentence.
 
@@ -122,6 +126,7 @@ def describe_screening(
         rows: Number of rows that were left out, those of the days included, by part.
         changed: Why nothing of a part is left out, by part.
         images: Number of calibration images of which patches were left out; None unless rows are patches.
+        noun: What a row is called.
     """
     phrases = []
     for part, count in rows.items():
@@ -130,7 +135,7 @@ def describe_screening(
         of_which = "all of" if of_days.get(part) == count else f"of which {of_days.get(part, 0):,} are all of"
         phrase = f", {of_which} {abbreviate(days[part])}" if days.get(part) else ""
         of_images = f" of {pluralize(images, 'image')}" if part == "calibration" and images is not None else ""
-        phrases.append(f"{pluralize(count, 'row')}{of_images} left out of {part}{phrase}")
+        phrases.append(f"{pluralize(count, noun)}{of_images} left out of {part}{phrase}")
     phrases += [f"the data has changed: {why}, so nothing of {part} is left out" for part, why in changed.items()]
     return "; ".join(phrases) or "nothing left out of validation and calibration"
 

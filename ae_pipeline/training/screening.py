@@ -13,6 +13,7 @@ import numpy.typing as npt
 import polars as pl
 
 from ae_pipeline.common.errors import BundleError
+from ae_pipeline.config.display import noun_of_rows
 from ae_pipeline.config.service import DriftConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.detector.facts import ScreeningFacts
@@ -72,10 +73,9 @@ def screen_by_serving(
         data has changed: training takes every other of the newest days, so that the model learns the change, until it
         holds enough days since then.
     """
-    cap = dataset.config.training.max_screened_share
     window = reviewed.kept_window(window)
     marked = Screened(window, reviewed.left_out(window, dataset.paths), None)
-    if serving is None or not cap:
+    if serving is None or not dataset.config.training.max_screened_share:
         return marked
     try:
         days = {part: list(_judge_days(part, marked, dataset, serving)) for part in SCREENED_PARTS}
@@ -97,10 +97,12 @@ def screen_by_serving(
         gone = sum(day.rows for day in out) + excess.len()
         if not gone:
             continue
-        why = None if _may_go(part, gone, judged, dataset) else beyond_cap(part, cap)
+        why = None if _may_go(part, gone, judged, dataset) else beyond_cap(part, dataset.config)
         if part == "calibration" and why is None and has_patches(dataset.config):
             of_images, total = _incomplete_images(marked, [day.day for day in out], excess, dataset)
-            why = None if leaves_enough_images(of_images, total, dataset) else beyond_cap(part, cap, of_images)
+            why = (
+                None if leaves_enough_images(of_images, total, dataset) else beyond_cap(part, dataset.config, of_images)
+            )
         if why is not None:
             changed[part] = why
             if part == "calibration":
@@ -116,7 +118,7 @@ def screen_by_serving(
     if "calibration" in changed and not window.is_by_row:
         since = min(bad_days, default=window.calibration[0])
     of_days = {part: rows - len(row_ids.get(part, ())) for part, rows in left_rows.items()}
-    message = describe_screening(left_days, of_days, left_rows, changed, of_images)
+    message = describe_screening(left_days, of_days, left_rows, changed, of_images, noun_of_rows(dataset.config))
     learning = _learn_change(screened, since, row_ids, reviewed, dataset) if since is not None else None
     if learning is not None:
         newest = len(screened.validation) + len(screened.calibration)

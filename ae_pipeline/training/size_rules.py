@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ae_pipeline.common.errors import TrainingError
-from ae_pipeline.common.text import pluralize
+from ae_pipeline.common.text import plural, pluralize, with_article
+from ae_pipeline.config.display import noun_of_rows
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.features.sizes import (
     MIN_CALIBRATION_ROWS,
@@ -54,13 +55,8 @@ class TrainingData:
         """Return the size of the data as text."""
         rows = pluralize(sum(self.rows.values()), noun_of_rows(config))
         if self.images is not None:
-            rows += f" (patches of {pluralize(self.images, 'image')})"
+            rows += f" of {pluralize(self.images, 'image')}"
         return f"{pluralize(len(self.rows), 'day')} with {rows}" if config.is_daily else rows
-
-
-def noun_of_rows(config: PipelineConfig) -> str:
-    """Return what a row is called in messages: an image, if each row is a whole one."""
-    return "image" if config.images and not config.images.patch else "row"
 
 
 @dataclass(frozen=True)
@@ -134,11 +130,16 @@ def _day_problems(config: PipelineConfig, data: TrainingData) -> list[Problem]:
     configured = tuple(key for key in DAY_KEYS if get_value(config, key) is not None)
     named = " plus ".join(f"{key}={value}" for key, value in values.items())
     window = min(len(rows), config.training.window_days + parts.gate)
-    return [Problem(f"{named} leave no training day of {pluralize(window, 'day')} with rows", configured)]
+    return [
+        Problem(
+            f"{named} leave no training day of {pluralize(window, 'day')} with {plural(noun_of_rows(config))}",
+            configured,
+        )
+    ]
 
 
 def _row_problems(config: PipelineConfig, window: Window, rows: Mapping[str, int]) -> list[Problem]:
-    budget, problems = config.alerts.budget, []
+    budget, problems, nouns = config.alerts.budget, [], plural(noun_of_rows(config))
     fitted, calibration = rows["train"] + rows["validation"], rows["calibration"]
     keys = (*(DAY_KEYS if config.is_daily else ()), "training.only_normal", "training.split_by")
     too_small = [
@@ -149,21 +150,21 @@ def _row_problems(config: PipelineConfig, window: Window, rows: Mapping[str, int
     ]
     for count, least, name in too_small:
         if count < least:
-            kind = "rows that are not known anomalies" if window.only_normal else "rows"
+            kind = f"{nouns} that are not known anomalies" if window.only_normal else nouns
             kind += " that fulfil training.where" if window.where else ""
             problems.append(Problem(f"{name} have {count:,} {kind} and need {least:,} or more", keys))
     if budget and calibration < budget_rows(budget):
         days = f" of {pluralize(len(window.calibration), 'day')}" if config.is_daily and not window.is_by_row else ""
         problems.append(
             Problem(
-                f"alerts.budget={budget:g} needs {budget_rows(budget):,} calibration rows, and there are "
+                f"alerts.budget={budget:g} needs {budget_rows(budget):,} calibration {nouns}, and there are "
                 f"{calibration:,}{days}",
                 ("alerts.budget",),
             )
         )
     batch_size = config.training.batch_size
     if batch_size and batch_size > max(rows["train"], 1):
-        message = f"training.batch_size={batch_size:,} is more than the {rows['train']:,} training rows"
+        message = f"training.batch_size={batch_size:,} is more than the {rows['train']:,} training {nouns}"
         problems.append(Problem(message, ("training.batch_size",), is_fatal=False))
     return problems
 
@@ -180,7 +181,7 @@ def _tight_budgets(
     config: PipelineConfig, window: Window, rows: Mapping[str, int], images: int | None
 ) -> list[Problem]:
     """Return the budgets that need all of a few calibration rows or images, so that no outlier of them can go."""
-    key, count, name = "alerts.budget", rows["calibration"], "row"
+    key, count, name = "alerts.budget", rows["calibration"], noun_of_rows(config)
     if images is not None:
         key, count, name = IMAGE_BUDGET, images, "image"
     budget = get_value(config, key)
@@ -199,7 +200,8 @@ def _model_problems(config: PipelineConfig, data: TrainingData, window: Window) 
         return []
     width = data.width(config, window)
     if 2 <= width <= latent_dim and config.training.corruption == "none":
-        message = f"model.latent_dim={latent_dim} is not smaller than the {width} encoded values of a row"
+        row = with_article(noun_of_rows(config))
+        message = f"model.latent_dim={latent_dim} is not smaller than the {width} encoded values of {row}"
         problems.append(Problem(message, ("model.latent_dim",)))
     if hidden and min(hidden) < min(latent_dim, width):
         message = f"model.hidden={list(hidden)} has a layer that is narrower than latent_dim={latent_dim}"

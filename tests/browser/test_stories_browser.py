@@ -38,7 +38,7 @@ def test_an_engineer_compares_two_versions_and_rolls_back(
     reported(project, project.days[-3:])
     dataset, bundles = as_dataset(project), {2: other_bundle, 3: fitted.bundle}
     store = Versions([TrackedVersion("sensors", number, "run", {GATE_TAG: PASSED}) for number in bundles], serving=3)
-    for module in ("versions", "promote"):
+    for module in ("comparison", "promote"):
         monkeypatch.setattr(f"ae_pipeline.lifecycle.{module}.load_bundle", lambda _, each, *__: bundles[each.version])
     with served_page(dataset, store) as page:
         page.goto(f"/?token={TOKEN}")

@@ -16,9 +16,10 @@ from deltalake import DeltaTable
 
 from ae_pipeline.common.errors import PublicationError, StorageError
 from ae_pipeline.latents.read import model_version_of, published_days
+from ae_pipeline.lifecycle.comparison import compare_versions
 from ae_pipeline.lifecycle.plan import days_to_publish
 from ae_pipeline.lifecycle.promote import DECIDED
-from ae_pipeline.lifecycle.versions import compare_versions, list_versions
+from ae_pipeline.lifecycle.versions import list_versions
 from ae_pipeline.orchestration.resources import RunLock
 from ae_pipeline.orchestration.sensors import landing_requests, rebuild_requests
 from ae_pipeline.orchestration.tags import DATASET_TAG

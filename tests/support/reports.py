@@ -1,6 +1,7 @@
 """Publish and report a fitted dataset, and read the text of a page."""
 
 import html.parser
+import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -58,3 +59,10 @@ class Text(html.parser.HTMLParser):
     def handle_endtag(self, tag: str) -> None:
         if tag in {"script", "style"}:
             self.tags.append(f"/{tag}")
+
+
+def speaks_of_rows(page: str) -> list[str]:
+    """Return where a page or a message speaks of rows: not those of pixels, nor the option `--row` of a command."""
+    attributes = re.findall(r'(?:aria-label|title|alt|placeholder|data-noun)="([^"]*)"', page)
+    shown = re.sub(r"at row \d+, column \d+|--row=", "", " | ".join([Text(page).text, *attributes]))
+    return re.findall(r".{0,40}\brows?\b.{0,40}", shown, re.IGNORECASE)

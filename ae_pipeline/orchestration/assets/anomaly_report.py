@@ -176,7 +176,7 @@ def _latest_metadata(report: "Report", workspace: Workspace, names: ColumnNames)
 
 def _headline(assessment: "DayAssessment") -> str:
     """Return the verdict on the newest complete day as a line, for the overview of the asset."""
-    return f"{assessment.day}: {assessment.headline}"
+    return f"{assessment.title}: {assessment.headline}"
 
 
 def _assessment(assessment: "DayAssessment") -> dg.MarkdownMetadataValue:
@@ -186,7 +186,7 @@ def _assessment(assessment: "DayAssessment") -> dg.MarkdownMetadataValue:
     details = [*(split for each in first for split in each.splits), *(each.message for each in rest)]
     points = "\n".join(f"- {escape_markdown(detail)}" for detail in details)
     parts = [
-        f"**{assessment.day}**: {escape_markdown(assessment.headline)}.",
+        f"**{assessment.title}**: {escape_markdown(assessment.headline)}.",
         escape_markdown(assessment.aside),
         points,
     ]

@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from ae_pipeline.config.display import count_rejected
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.orchestration.assets.common import (
     as_dagster_failure,
@@ -66,7 +67,9 @@ def build_raw_data(config: PipelineConfig) -> dg.AssetsDefinition:
         first = next((f": {name}: {reason}" for name, reason in raw.refused.items()), "")
         refused = f"{len(raw.refused):,} landed files are refused{first}"
         share, max_share = raw.quarantine_share, config.max_quarantine_share
-        quarantined = f"{raw.quarantined_rows:,} of {raw.rows_of_files:,} rows of these files are in quarantine"
+        quarantined = (
+            f"{raw.quarantined_rows:,} of {count_rejected(raw.rows_of_files, config)} of these files are in quarantine"
+        )
         duplicates = f"{raw.duplicates:,} identities occur twice"
         return dg.MaterializeResult(
             metadata={

@@ -5,12 +5,15 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from ae_pipeline.common.text import plural
 from ae_pipeline.config.columns import ColumnDisplay, ColumnType
-from ae_pipeline.config.display import PLAIN, ColumnNames, combination
+from ae_pipeline.config.display import PLAIN, ColumnNames, combination, count_rejected, noun_of_rows
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.explanation import CONTRIBUTIONS, Contribution, because
 from ae_pipeline.ingestion.contract import ColumnRule, SchemaContract, save_contract
+from ae_pipeline.ingestion.entries import no_valid_row
 from ae_pipeline.ingestion.names import column_names
+from ae_pipeline.lifecycle.ingest import rows_on_days
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.paths import DatasetPaths
 
@@ -49,6 +52,24 @@ NAMES = ColumnNames(
 def test_values_are_shown_under_their_names(column: str, text: str, shown: str) -> None:
     assert NAMES.value(column, text) == shown
     assert PLAIN.value(column, text) == text
+
+
+@pytest.mark.parametrize(("images", "nouns"), [(None, "rows"), ({}, "images"), ({"patch": 8}, "patches")])
+def test_rows_are_called_what_they_are(images: dict[str, int] | None, nouns: str, tmp_path: Path) -> None:
+    identity = ("file", "top", "left") if images else ("file",)
+    model = {"architecture": "dense" if images is None else "conv", "latent_dim": 4}
+    config = PipelineConfig.model_validate({"dataset": "parts", "identity": identity, "images": images, "model": model})
+    assert plural(noun_of_rows(config)) == nouns
+    assert column_names(Dataset(config, DatasetPaths(tmp_path, "parts"))).rows == nouns
+    assert rows_on_days(1, 1, config) == f"1 {noun_of_rows(config)}"
+    assert rows_on_days(1200, 1, config) == f"1,200 {nouns}"
+    # An image that cannot be cut into patches is in quarantine as a whole.
+    one, many = (
+        ("1 patch or image", "20 patches or images") if nouns == "patches" else (f"1 {nouns[:-1]}", f"20 {nouns}")
+    )
+    assert (count_rejected(1, config), count_rejected(20, config)) == (one, many)
+    refused = no_valid_row(20, "image: shape", config)
+    assert refused == f"none of its 20 {nouns} satisfies the schema contract; the first one: image: shape"
 
 
 def test_columns_of_the_pipeline_have_titles() -> None:

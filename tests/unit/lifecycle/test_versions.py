@@ -9,7 +9,7 @@ import pytest
 
 from ae_pipeline.common.errors import PromotionError
 from ae_pipeline.detector.bundle import ModelBundle
-from ae_pipeline.lifecycle.versions import compare_versions
+from ae_pipeline.lifecycle.comparison import compare_versions
 from ae_pipeline.registry.store import Tracker
 from ae_pipeline.registry.versions import TrackedVersion
 from ae_pipeline.storage.parquet import write_parquet
@@ -37,8 +37,8 @@ def test_a_comparison_keeps_a_feature_named_day_and_says_what_it_sampled(
         scored.append(rows)
         return score(bundle, rows)
 
-    monkeypatch.setattr("ae_pipeline.lifecycle.versions.load_bundle", lambda _, version: bundles[version.version])
-    monkeypatch.setattr("ae_pipeline.lifecycle.versions._MAX_ROWS", 50)
+    monkeypatch.setattr("ae_pipeline.lifecycle.comparison.load_bundle", lambda _, version: bundles[version.version])
+    monkeypatch.setattr("ae_pipeline.lifecycle.comparison._MAX_ROWS", 50)
     monkeypatch.setattr(ModelBundle, "score", noted)
     tracker = tracker_of(first, second, serving=first)
     compared = compare_versions(as_dataset(dataset), tracker, 2)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from ae_pipeline.config.display import ColumnNames
 from ae_pipeline.monitoring.budget import ImageCounts, ReportDay
 from ae_pipeline.monitoring.daily_drift import DayDrift
 from ae_pipeline.monitoring.day_assessment import assess_day
@@ -53,6 +54,15 @@ class TestAssessment:
         assert assessment.headline == headline
         assert assessment.is_wrong == headline.startswith("wrong")
         assert assessment.completeness == pytest.approx(1000 / 990)
+
+    @pytest.mark.parametrize("given", [entry(1000), entry(1000, 1), entry(1000, 4, known=4), entry(1000, 30)])
+    def test_messages_name_what_rows_are(self, given: ReportDay) -> None:
+        of_rows = assess_day(given, weeks(990), None, (), 0.001)
+        of_images = assess_day(given, weeks(990), None, (), 0.001, names=ColumnNames(row="image"))
+        assert of_images.headline == of_rows.headline.replace("rows", "images") != of_rows.headline
+        assert DayAssessment.from_record(of_images.record()) == of_images
+        earlier = {name: value for name, value in of_images.record().items() if name != "noun"}
+        assert DayAssessment.from_record(earlier) == of_rows
 
     def test_a_day_whose_labeled_anomalies_are_missed_is_wrong(self) -> None:
         missed = replace(entry(1000, 4, known=4), known_anomalies=40)

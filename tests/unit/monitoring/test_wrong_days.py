@@ -5,12 +5,14 @@ from dataclasses import replace
 import pytest
 
 from ae_pipeline.common.errors import StorageError
+from ae_pipeline.config.display import ColumnNames
 from ae_pipeline.lifecycle.alerts import RECENT_DAYS, alert_wrong_days, raise_without_lock
 from ae_pipeline.monitoring.alerts import Alert, AlertEvent, alerts_of
 from ae_pipeline.monitoring.budget import ReportDay
 from ae_pipeline.monitoring.day_assessment import assess_day
 from ae_pipeline.monitoring.deviations import Deviation
 from ae_pipeline.monitoring.feedback import Mark, MarkKind, MarkState, Review
+from ae_pipeline.monitoring.verdict import WHOLE
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.paths import ALL_ROWS
 from tests.support.reports import as_dataset
@@ -33,6 +35,20 @@ def test_each_reason_raises_one_alert(dataset: Fitted) -> None:
         ("over_budget", f"30 of 60 rows of {DAY} are flagged, 50.0 times the budget"),
         ("null_flood", f"{DAY}: 80% of rows (48) lack load"),
         ("missing_rows", f"{DAY}: 60 rows came, where the same weekday usually has 100"),
+    ]
+
+
+@pytest.mark.parametrize(("noun", "nouns"), [("image", "images"), ("patch", "patches")])
+def test_alerts_name_images_and_patches(dataset: Fitted, noun: str, nouns: str) -> None:
+    wrong = assess_day(ENTRY, WEEKS, None, (), 0.01, names=ColumnNames(row=noun))
+    missed = replace(ENTRY, day=ALL_ROWS, rows=100, known_anomalies=40)
+    undated = replace(assess_day(missed, {}, None, (), 0.01, names=ColumnNames(row=noun)), day=WHOLE)
+    alert_wrong_days({DAY: wrong, "2024-03-16": undated}, dataset.bundle, as_dataset(dataset), "run")
+    assert [alert.message for alert in alerts_of(dataset.paths)] == [
+        f"30 of 60 {nouns} of {DAY} are flagged, 50.0 times the budget",
+        f"{DAY}: 60 {nouns} came, where the same weekday usually has 100",
+        f"30 of 60 {nouns} of 2024-03-16 are flagged, 50.0 times the budget",
+        f"all {nouns}: 40 of 40 known anomalies are not flagged (recall 0%, at least 50% is expected)",
     ]
 
 

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
-from ae_pipeline.cli import summary
+from ae_pipeline.cli import summary, versions
 from ae_pipeline.cli.summary import report_lines
 from ae_pipeline.common.errors import PublicationError
 from ae_pipeline.config.columns import ImageShape
@@ -30,12 +30,19 @@ from ae_pipeline.detector.network import FittedNetwork
 from ae_pipeline.features.build import build_features_day, feature_columns
 from ae_pipeline.features.sizes import choose_budget
 from ae_pipeline.features.split import GATE, PARTS, cut_window
+from ae_pipeline.ingestion.names import column_names
 from ae_pipeline.latents.images import IMAGES, has_images, publish_images, read_images
 from ae_pipeline.latents.read import published_days, read_latents
+from ae_pipeline.lifecycle import comparison, version_pages
+from ae_pipeline.lifecycle.comparison import Comparison, compare_versions
+from ae_pipeline.lifecycle.report import ReportedDays
+from ae_pipeline.lifecycle.version_pages import compare_page
 from ae_pipeline.monitoring.budget import ImageCounts
 from ae_pipeline.monitoring.feedback import Mark, MarkKind, MarkState
+from ae_pipeline.monitoring.verdict import DayAssessment
 from ae_pipeline.orchestration.assets import anomaly_report
 from ae_pipeline.registry.store import Tracker
+from ae_pipeline.registry.versions import TrackedVersion
 from ae_pipeline.reports import image_report
 from ae_pipeline.reports.build import Report
 from ae_pipeline.reports.explore import row_page
@@ -44,7 +51,9 @@ from ae_pipeline.reports.heat_pictures import export_maps
 from ae_pipeline.reports.image_report import report_images
 from ae_pipeline.reports.labels import LabeledRow
 from ae_pipeline.reports.ranking import ranking_hash
-from ae_pipeline.scoring.calibration import calibrate
+from ae_pipeline.reports.review import MarkRequest
+from ae_pipeline.reports.served import home_page, mark_page
+from ae_pipeline.scoring.calibration import Calibration, calibrate
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.hashing import hash_json
 from ae_pipeline.storage.parquet import read_facts
@@ -57,7 +66,7 @@ from ae_pipeline.training.screened import Screened
 from ae_pipeline.training.screening import screen_by_serving
 from tests.support.datasets import LandedDataset, make_dataset
 from tests.support.images import waves
-from tests.support.reports import Text, as_dataset, published, reported
+from tests.support.reports import Text, as_dataset, published, reported, speaks_of_rows
 from tests.support.sensors import Fitted
 
 pytestmark = pytest.mark.slow
@@ -188,7 +197,7 @@ def test_defects_are_found_by_image_and_by_pixel(report: Report) -> None:
 
 def test_the_page_shows_the_images_first(report: Report) -> None:
     text = Text(report.page.read_text(encoding="utf-8")).text
-    assert text.index(f"of {TRAIN + TEST} images are flagged") < text.index("Most anomalous rows")
+    assert text.index(f"of {TRAIN + TEST} images are flagged") < text.index("Most anomalous patches")
     assert "the mean of the 2 highest scores of its patches" in text.replace("\n", " ")
     assert text.count("test/square/") >= BAD
 
@@ -285,9 +294,9 @@ def test_the_verdict_holds_the_label_against_images(gallery: Fitted, report: Rep
 
 def test_the_command_line_lists_images_and_not_patches(gallery: Fitted, report: Report) -> None:
     images = json.loads(report.summary.read_text(encoding="utf-8"))["images"]
-    text = "\n".join(report_lines(gallery.paths, PLAIN))
+    text = "\n".join(report_lines(gallery.paths, column_names(as_dataset(gallery))))
     assert f"flagged images   {images['flagged']} of {TRAIN + TEST} images, budget 20.00% of the normal ones" in text
-    assert "\nverdict          all rows: " in text
+    assert "\nverdict          all patches: " in text
     whole = images["all_images"]
     assert (
         f"known anomalies  {BAD} of {BAD} flagged, {whole['normal_flagged']} of {TRAIN + TEST - BAD} normal images"
@@ -328,6 +337,125 @@ def test_the_command_line_speaks_of_heat_maps_when_there_is_a_report(
             tracker = cast("Tracker", SimpleNamespace(version=lambda *_: None))
             text = summary.summarize(dataset, tracker, dg.Definitions(), instance)
         assert ("The report shows the heat maps of images" in text) == is_reported
+
+
+def compared(gallery: Fitted, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Comparison:
+    """Compare the model, as version 3, with itself after changes, as version 2."""
+    bundles = {3: gallery.bundle, 2: replace(gallery.bundle, **changes)}
+    tracked = [TrackedVersion("shop", number, "run", {}) for number in bundles]
+    tracker = cast("Tracker", SimpleNamespace(versions=lambda _: tracked, version=lambda *_: tracked[1]))
+    monkeypatch.setattr(comparison, "load_bundle", lambda _, version: bundles[version.version])
+    return compare_versions(as_dataset(gallery), tracker, 3)
+
+
+def strict(gallery: Fitted) -> Calibration:
+    """Return a calibration under which only the image with the highest score is flagged."""
+    first, second = read_images("shop", data=gallery.paths.root)["score"].sort(descending=True)[:2]
+    return calibrate(np.full(99, (first + second) / 2), 0.01, None)
+
+
+def test_a_comparison_counts_the_images_that_the_report_counts(
+    gallery: Fitted, report: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = report.images
+    assert images is not None
+    between = compared(gallery, monkeypatch, image_calibration=strict(gallery))
+    flagged = [each for each in images.top_images if each.is_anomaly]
+    assert (between.unit, between.rows, between.total, between.patches) == ("image", *[TRAIN + TEST] * 2, 15 * 52)
+    assert (between.flagged, between.both) == ((images.flagged, 1), 1)
+    assert between.patches_flagged == (report.flagged, report.flagged)
+    assert between.thresholds[0] == images.threshold
+    assert between.labeled is not None
+    assert between.labeled[0] == images.all_images
+    assert (between.labeled[1].anomalies, between.labeled[1].anomalies_flagged) == (BAD, 1)
+    assert [each.row_id for each in between.only_new] == [each.image_id for each in flagged[1:]]
+    assert [each.score for each in between.only_new] == pytest.approx([each.score for each in flagged[1:]], rel=1e-6)
+    assert all(each.because and each.score == each.other_score for each in between.only_new)
+    assert between.only_old == ()
+    assert f"version 3 flags {len(flagged)} and version 2 flags 1 of 52 images: 1 by both" in between.message
+
+
+def test_the_page_and_the_command_line_compare_images(
+    gallery: Fitted, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    between = compared(gallery, monkeypatch, image_calibration=strict(gallery))
+    monkeypatch.setattr(version_pages, "compare_versions", lambda *_: between)
+    html = compare_page(3, None, as_dataset(gallery), cast("Tracker", None))
+    page = " ".join(Text(html.replace("</t", " </t")).text.split())
+    assert f"flagged of 52 images (780 patches) {between.flagged[0]} 1 patches flagged" in page
+    assert f"known anomalies flagged {BAD} of {BAD} 1 of {BAD} normal images flagged" in page
+    assert f"Only version 3 flags: {between.gained} images image score" in page
+    assert speaks_of_rows(html) == []
+    project = SimpleNamespace(dataset=lambda _: None, tracker=None)
+    monkeypatch.setattr(versions, "Project", SimpleNamespace(load=lambda: project))
+    monkeypatch.setattr(comparison, "compare_versions", lambda *_: between)
+    versions.compare("shop", 3, None)
+    text = capsys.readouterr().out
+    assert f"Only version 3 flags {between.gained} images:" in text
+    assert "Only version 2 flags 0 images." in text
+    assert speaks_of_rows(text) == []
+
+
+def test_a_sample_of_a_comparison_has_whole_images(gallery: Fitted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparison, "_MAX_ROWS", 100)
+    between = compared(gallery, monkeypatch)
+    assert (between.rows, between.total, between.patches) == (7, TRAIN + TEST, 7 * 15)
+    assert "of 7 images, sampled from the 52: " in between.message
+
+
+def test_a_mark_replaces_the_label_of_a_comparison(
+    gallery: Fitted, report: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert report.images is not None
+    good = next(each.strangest for each in report.images.top_images if "/good/" in each.image_id)
+    mark = Mark(kind=MarkKind.ROW, subject=good, state=MarkState.REAL, day=ALL_ROWS, rows={good: ALL_ROWS})
+    monkeypatch.setattr(comparison, "marks_of", lambda _: [mark])
+    labeled = compared(gallery, monkeypatch).labeled
+    assert labeled is not None
+    assert labeled[0].anomalies == BAD + 1
+
+
+def test_patches_are_compared_with_a_model_that_gives_no_verdicts_on_images(
+    gallery: Fitted, report: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    between = compared(gallery, monkeypatch, image_calibration=None)
+    assert (between.unit, between.rows, between.patches_flagged, between.patches) == ("patch", 780, None, 0)
+    assert between.flagged == (report.flagged, report.flagged)
+    assert between.labeled is not None
+    assert between.labeled[0].anomalies == BAD * 15
+    assert " of 780 patches: " in between.message
+
+
+@pytest.mark.usefixtures("report")
+def test_no_page_of_patches_speaks_of_rows(gallery: Fitted, report: Report) -> None:
+    dataset = as_dataset(gallery)
+    pages = [
+        report.page.read_text(encoding="utf-8"),
+        latents_page(dataset),
+        mark_page(MarkRequest(kind=MarkKind.CAUSE, subject="spot", state=MarkState.REAL), "", dataset, ""),
+        home_page({"shop": gallery.paths}, {"shop": gallery.config}, {}),
+    ]
+    for page in pages:
+        assert "patches" in Text(page).text
+        assert speaks_of_rows(page) == []
+
+
+def test_messages_of_patches_do_not_speak_of_rows(gallery: Fitted, report: Report) -> None:
+    names = column_names(as_dataset(gallery))
+    assert (names.row, names.rows) == ("patch", "patches")
+    assessment = report.newest_assessment
+    assert assessment is not None
+    assert assessment.title == "all patches"
+    over = replace(assessment, flagged=700, known=0)
+    crowded = f"700 patches are flagged, {700 / over.expected:.0f} times the budget"
+    assert [each.message for each in over.reasons] == [crowded]
+    version = TrackedVersion("shop", 3, "run", {})
+    checks = ReportedDays(report=report, version=version, budget=0.01, days=(ALL_ROWS,), names=names)
+    assert checks.budget_message.startswith(f"{checks.flagged} of {780 - BAD * 15} patches that are not known")
+    texts = [assessment.message, over.message, over.aside, *report_lines(gallery.paths, names)]
+    texts += [checks.budget_message, checks.unusual_message, checks.completeness_message, checks.drift_message]
+    assert speaks_of_rows("\n".join(texts)) == []
+    assert DayAssessment.from_record(over.record()).message == over.message
 
 
 def test_a_table_keeps_the_hash_of_its_ranked_rows(gallery: Fitted) -> None:
@@ -479,7 +607,7 @@ def test_an_image_with_an_outlying_patch_does_not_raise_the_threshold(
             names = of_image.filter(pl.col("row_id") == defect)["image_id"]
             gone = of_image.filter(of_image["image_id"].is_in(names.implode()))["row_id"]
             assert set(scored.screened.row_ids["calibration"]) == set(gone)
-            assert scored.screened.facts.message == f"{gone.len()} rows of 1 image left out of calibration"
+            assert scored.screened.facts.message == f"{gone.len()} patches of 1 image left out of calibration"
         else:
             assert len(scored.images) == count
             assert "patches of 1 image of calibration would go, more than" in scored.screened.facts.message

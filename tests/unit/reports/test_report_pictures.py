@@ -37,7 +37,7 @@ from ae_pipeline.storage.parquet import read_facts, write_parquet
 from ae_pipeline.storage.paths import ALL_ROWS, DatasetPaths
 from ae_pipeline.training.fit import fit_bundle
 from tests.support.images import waves
-from tests.support.reports import Text, as_dataset, published, reported
+from tests.support.reports import Text, as_dataset, published, reported, speaks_of_rows
 from tests.support.sensors import Fitted
 
 pytestmark = pytest.mark.slow
@@ -244,7 +244,7 @@ class TestWhichRows:
         assert scores == [pytest.approx(score, abs=0.051) for score in table(album)["score"].head(50)]
 
     def test_the_page_states_the_number_of_shown_rows(self, report: Report) -> None:
-        assert "The 50 most anomalous of 350 rows." in Text(report.page.read_text()).text
+        assert "The 50 most anomalous of 350 images." in Text(report.page.read_text()).text
 
     def test_normal_rows_have_scores_near_the_calibration_median(self, album: Fitted, figures: list[Figure]) -> None:
         median = np.median(album.bundle.calibration.scores)
@@ -274,7 +274,7 @@ class TestWhichRows:
         shown = [figure.row_id for figure in of_kind(few, "strangest")]
         assert 0 < len(shown) < 50
         assert shown == table(writable_album)["row_id"].head(len(shown)).to_list()
-        assert f"The {len(shown)} most anomalous of 350 rows." in Text(report.page.read_text()).text
+        assert f"The {len(shown)} most anomalous of 350 images." in Text(report.page.read_text()).text
 
     def test_a_row_without_features_is_omitted(
         self, writable_album: Fitted, report: Report, figures: list[Figure]
@@ -424,16 +424,22 @@ class TestLabelsWithoutEventTime:
         assert report.labels.held_out is None
         assert report.labels.all_rows.rows == 329
         assert (
-            "Held out: unknown, because the rows have changed since the training" in Text(report.page.read_text()).text
+            "Held out: unknown, because the images have changed since the training"
+            in Text(report.page.read_text()).text
         )
+
+    def test_a_page_of_whole_images_speaks_of_images(self, report: Report) -> None:
+        page = report.page.read_text()
+        assert "The images of the training are included." in Text(page).text
+        assert speaks_of_rows(page) == []
 
     def test_a_page_without_event_time_does_not_mention_days(self, album: Fitted, report: Report) -> None:
         page = " ".join(Text(report.page.read_text()).text.split())
         sizes = [album.window.rows(part, album.paths).height for part in ("train", "validation", "calibration")]
-        assert f"{sizes[0]} rows, validated on {sizes[1]} other rows" in page
-        assert f"calibrated on {sizes[2]} other rows" in page.replace("calibrated on", "calibrated on ").replace(
+        assert f"{sizes[0]} images, validated on {sizes[1]} other images" in page
+        assert f"calibrated on {sizes[2]} other images" in page.replace("calibrated on", "calibrated on ").replace(
             "  ", " "
         )
-        assert not re.search(r"\bdays? |\ball to all\b", page[page.index("album:") :].split("Most anomalous rows")[0])
-        assert re.search(r"Quarantine\s*0 rows\s*of the landed files", page)
+        assert not re.search(r"\bdays? |\ball to all\b", page[page.index("album:") :].split("Most anomalous images")[0])
+        assert re.search(r"Quarantine\s*0 images\s*of the landed files", page)
         assert "Completeness" not in page

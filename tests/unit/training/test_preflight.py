@@ -259,7 +259,7 @@ class TestImages:
     def test_the_log_says_what_the_images_can_measure(self, caplog: pytest.LogCaptureFixture) -> None:
         with caplog.at_level(logging.INFO, "ae_pipeline"):
             check_sizes(self.config(), self.data(60), {ALL_ROWS: ""})
-        assert "sizes chosen for 6,000 rows (patches of 60 images)" in caplog.text
+        assert "sizes chosen for 6,000 patches of 60 images" in caplog.text
         assert "9 calibration images, which cannot measure an image budget below 0.1" in caplog.text
 
     @pytest.mark.parametrize(("budget", "is_tight"), [(0.1, True), (0.12, False), (None, False)])
