@@ -94,7 +94,7 @@ def fit_bundle(
         StorageError: There is no disk space for the encoded rows.
     """
     config, paths = dataset.config, dataset.paths
-    given = read_encoder_weights(dataset)  # its errors come before the work
+    given = read_encoder_weights(dataset)
     require_workers(config.training, choose_device(config.training.device))
     screened = screen_by_serving(window, dataset, previous, reviewed)
     window, counts = screened.window, screened.counts(dataset)
@@ -268,8 +268,7 @@ def fit_detector(
         is_anchored=regularizer is not None,
         is_streamed=streamed is not None,
     )
-    rows = train_rows.height + validation_rows.height
-    if rows * math.prod(encoder.shape) > _SLOW_ELEMENTS:
+    if (rows := train_rows.height + validation_rows.height) * math.prod(encoder.shape) > _SLOW_ELEMENTS:
         logger.info(f"fitting scores on {rows:,} {plural(noun_of_rows(config))}")
     mean_input = encoded.mean()
     if not is_table:
@@ -310,9 +309,8 @@ def _start_from(
     """
     if previous is None:
         return False, None
-    is_warm = False
-    if config.training.warm_start and config.model == previous.config.model:
-        is_warm = load_matching_weights(model, loss, encoder, previous.network)
+    can_copy = config.training.warm_start and config.model == previous.config.model
+    is_warm = can_copy and load_matching_weights(model, loss, encoder, previous.network)
     return is_warm, build_latent_regularizer(previous, rows, config, model.latent_dim)
 
 

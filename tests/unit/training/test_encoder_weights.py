@@ -84,10 +84,9 @@ def test_convolutions_that_do_not_fit_are_refused(change: dict[str, Any], says: 
 
 
 def test_a_file_without_a_fitting_tensor_is_refused(tmp_path: Path) -> None:
-    dense = {"architecture": "dense", "hidden": [7]}
     weights = stored(tmp_path, {"layer1.weight": torch.zeros(3, 3)})
     with pytest.raises(ConfigError) as error:
-        load_encoder_weights(network(1, **dense), weights)
+        load_encoder_weights(network(1, architecture="dense", hidden=[7]), weights)
     assert_says(str(error.value), r"no tensor that fits the encoder; it needs .*weight of shape 7×64")
 
 
