@@ -5,8 +5,8 @@ The models learn from the upper rows of a photograph and are tried on the rows b
 package. These were tried and are not in the package: the distance from the nearest of 2,048 training places, by
 features of the trained encoder as in PatchCore (Roth et al. 2022) or by pixels; the structural similarity over three
 scales (Wang et al. 2004); training with blobs of other patches, shifted or flat pixels on the inputs as in CutPaste (Li
-et al. 2021) and DRAEM (Zavrtanik et al. 2021), or with turned and mirrored copies; and a network of three scales. An
-encoder that was trained on another material is `training.encoder_weights`.
+et al. 2021) and DRAEM (Zavrtanik et al. 2021), and a network of three scales. Augmentation by turns and an encoder
+that was trained on another material are settings of the package (`training.augmentation`, `training.encoder_weights`).
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -34,7 +34,8 @@ MATERIALS = ("brick", "gravel")
 FOREIGN = {"brick": ("grass", "gravel"), "gravel": ("brick", "grass")}
 SYNTHETIC = ("blur", "stain", "noise", "turned", "nearly flat")
 SHIPPED, TRAINED_WITH_BLOBS = "residual and contrast, as shipped", "as shipped, trained with blobs"
-AUGMENTED, MULTI_SCALE = "as shipped, trained with turned copies", "as shipped, network of three scales"
+AUGMENTED, LONGER = "as shipped, trained with augmentation: turns", "as shipped, trained for twice the passes"
+AUGMENTED_LONGER, MULTI_SCALE = "as shipped, with both", "as shipped, network of three scales"
 PRETRAINED = "as shipped, encoder of another material to start from"
 VARIANTS: Mapping[str, tuple[str, ...]] = {
     "residual": ("spot", "row"),
@@ -195,20 +196,12 @@ def _aurocs(
             yield kind, variant, float(roc_auc_score(np.repeat([0, 1], [len(clean), len(patches)]), scores))
 
 
-def augmented(patches: Pixels, groups: Sequence[str], seed: int) -> tuple[Pixels, list[str]]:
-    """Return patches and one turned or mirrored copy of each, with the groups of both."""
-    rng = np.random.default_rng([seed, 8])
-    copies = patches.copy()
-    for copy in copies:
-        turned = np.rot90(copy, int(rng.integers(0, 4)))
-        copy[:] = (turned[:, ::-1] if rng.integers(0, 2) else turned).copy()
-    return np.concatenate([patches, copies]), [*groups, *groups]
-
-
 NETWORKS = (
     (ARCHITECTURES["conv"], None, SHIPPED),
     (ARCHITECTURES["conv"], blobs, TRAINED_WITH_BLOBS),
     (ARCHITECTURES["conv"], None, AUGMENTED),
+    (ARCHITECTURES["conv"], None, LONGER),
+    (ARCHITECTURES["conv"], None, AUGMENTED_LONGER),
     (Architecture("benchmarks.multi_scale", takes_tables=False), None, MULTI_SCALE),
     (ARCHITECTURES["conv"], None, PRETRAINED),
 )
@@ -224,17 +217,18 @@ def measure(seed: int) -> Iterator[Measure]:
         kinds = defective(clean, material, seed)
         for network, corruption, variant in NETWORKS:
             variants = VARIANTS if variant == SHIPPED else {variant: VARIANTS[SHIPPED]}
-            images, groups = augmented(train, tiles, seed) if variant == AUGMENTED else (train, tiles)
+            training = dict(TRAIN)
+            training |= {"augmentation": "turns"} if variant in {AUGMENTED, AUGMENTED_LONGER} else {}
+            training |= {"epochs": 2 * TRAIN["epochs"]} if variant in {LONGER, AUGMENTED_LONGER} else {}
             with (
                 patch("ae_pipeline.training.fit.build_corruption", return_value=corruption),
                 patch.dict("ae_pipeline.models.factory.ARCHITECTURES", {"conv": network}),
                 TemporaryDirectory() as folder,
             ):
-                training = TRAIN
                 if variant == PRETRAINED:
                     others, of_tiles = cut_tiles(photograph(FOREIGN[material][0])[LEARNING], 4)
                     fit_images(others, seed, MODEL, TRAIN, of_tiles, ALERTS).save(Path(folder))
-                    training = {**TRAIN, "encoder_weights": str(Path(folder, WEIGHTS))}
-                bundle = fit_images(images, seed, MODEL, training, groups, ALERTS)
+                    training["encoder_weights"] = str(Path(folder, WEIGHTS))
+                bundle = fit_images(train, seed, MODEL, training, tiles, ALERTS)
             for kind, name, value in _aurocs(bundle.detector, train, clean, kinds, variants):
                 yield Measure(f"{material}, {kind}", name, "AUROC", value, seed)

@@ -239,6 +239,11 @@ class TrainingConfig(Section):
         description="Strength of the corruption. For `gaussian` it is the standard deviation, in units of the scaled "
         "inputs. For `masking` and `salt_and_pepper` it is the share of replaced entries, below 1.",
     )
+    augmentation: Literal["none", "mirror", "flips", "turns"] = Field(
+        default="none",
+        description="Images only: random changes of training images. `mirror` mirrors them left to right, `flips` "
+        "also upside down, and `turns` also turns square images by 90°. For images without an upright orientation.",
+    )
     only_normal: bool = Field(
         default=False,
         description="Leave rows out of all parts of the training if `label` marks them as known anomalies. It needs "
@@ -271,8 +276,7 @@ class TrainingConfig(Section):
     encoder_weights: str | None = Field(
         default=None,
         description="Safetensors file with weights of an encoder, from which a training without such a champion "
-        "starts: `weights.safetensors` of another bundle, or tensors with these names. Convolutions must fit. Dense "
-        "layers that do not fit start at random values.",
+        "starts, for example `weights.safetensors` of another bundle. Dense layers that do not fit start at random.",
     )
     anchor: float = Field(
         default=0.1,
@@ -293,16 +297,14 @@ class TrainingConfig(Section):
     threads: int = Field(
         default=1,
         ge=1,
-        description="CPU threads of torch in a training. Small networks are fastest with 1, because a step is too "
-        "short to be worth dividing.",
+        description="CPU threads of torch in a training. Small networks are fastest with 1.",
     )
     workers: int = Field(
         default=1,
         ge=1,
-        description="Processes that train one network together in Ray Train, each on its part of every batch, on its "
-        "own GPU or its own `threads` cores. More than 1 needs `AE_PIPELINE_ENGINE=ray`, and rows within "
-        "`memory_budget`. The network is the same as with 1, up to rounding. This pays off for wide convolutional "
-        "networks; small networks are fastest with 1.",
+        description="Processes that train one network in Ray Train, each on its part of every batch, on its own GPU or "
+        "`threads` cores. More than 1 needs `AE_PIPELINE_ENGINE=ray`, and rows within `memory_budget`. The network is "
+        "the same as with 1, up to rounding. This pays off for wide convolutional networks.",
     )
     memory_budget: ByteSize | None = Field(
         default=None,
@@ -316,12 +318,11 @@ class TrainingConfig(Section):
         ge=0,
         lt=1,
         description="Maximum share of the validation rows, and of the calibration rows, that are left out because the "
-        "model that serves flags them far beyond its alert budget or finds their days unlike its window. Without a "
-        "model that serves, calibration days with far too many of the highest scores are left out, and a few rows of "
-        "the other days that score higher than validation rows. If a hash divides the rows, outlying scores of at most "
-        "200 calibration rows or images are left out, with a model that serves and without one. If more rows or "
-        "images than this share would go, or if the scores have shifted as a whole, the data has changed, and nothing "
-        "is left out. 0 switches the screening off.",
+        "champion flags them far beyond its alert budget or finds their days unlike its window. Without a champion, "
+        "calibration days with far too many of the highest scores are left out, and a few rows of the other days that "
+        "score higher than validation rows. If a hash divides the rows, outlying scores of at most 200 calibration "
+        "rows or images are left out. If more than this share would go, or if the scores have shifted as a whole, the "
+        "data has changed, and nothing is left out. 0 switches the screening off.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto",

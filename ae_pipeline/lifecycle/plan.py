@@ -286,8 +286,8 @@ def settings_hash(config: PipelineConfig) -> str:
     del settings["training"]["workers"]
     # The default stands for every value, and defaults of later keys are left out, so that earlier hashes stay valid.
     settings["training"]["threads"] = TrainingConfig().threads
-    if config.training.encoder_weights is None:
-        del settings["training"]["encoder_weights"]
+    for key in {"augmentation", "encoder_weights"} - config.training.model_dump(exclude_defaults=True).keys():
+        del settings["training"][key]
     of_images = config.alerts.model_dump(include={"image_budget", "image_patches"}, exclude_defaults=True)
     further: list[object] = [config.alerts.budget, config.alerts.evidence, config.gate.days, *config.timezone_setting()]
     if config.images:

@@ -72,6 +72,11 @@ def check_architecture(config: PipelineConfig) -> Architecture:
     if config.model.tied and not ARCHITECTURES[name].can_tie:
         tying = ", ".join(key for key, entry in ARCHITECTURES.items() if entry.can_tie)
         raise ConfigError(f"tied=true needs architecture {tying}, got {name!r}; remove tied")
+    if config.images is None and config.training.augmentation != "none":
+        raise ConfigError(
+            f"training.augmentation: {config.training.augmentation} changes images, but {config.dataset!r} has no "
+            "section images; remove it"
+        )
     return ARCHITECTURES[name]
 
 
@@ -112,6 +117,11 @@ def build_model(
         raise ConfigError(
             f"latent_dim={latent_dim} is not smaller than the {width} encoded inputs; choose 1–{width - 1}, "
             "or set corruption"
+        )
+    if config.training.augmentation == "turns" and shape[-2] != shape[-1]:
+        raise ConfigError(
+            f"training.augmentation: turns needs square images, got {shape[-2]}×{shape[-1]}; choose flips, or set "
+            "images.patch or images.crop"
         )
     form = VariationalAutoEncoder if settings.variational else AutoEncoder
     build_encoder_decoder = importlib.import_module(architecture.module).build_encoder_decoder

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ae_pipeline.common.device import report_shrinking
 from ae_pipeline.common.text import first_line
 from ae_pipeline.config.model import TrainingConfig
+from ae_pipeline.models.augmentation import build_augmentation
 from ae_pipeline.models.base import AutoEncoder, rows_at_once
 from ae_pipeline.models.corruption import Corruption
 from ae_pipeline.models.losses import ReconstructionLoss
@@ -65,6 +66,7 @@ class TrainingStep:
     ) -> None:
         self._peers = peers
         self._model, self._loss, self._corrupt, self._regularizer = model, loss, corrupt, regularizer
+        self._augment = build_augmentation(config)
         self._clip_norm, self._rows, self._is_full_batch = config.clip_norm, rows, config.optimizer == "gd"
         self._parameters = [*model.parameters(), *loss.parameters()]
         # A process alone divides a batch on the CPU too. A step that is captured reads no number, such as a seed.
@@ -200,14 +202,14 @@ class TrainingStep:
 
     def _backward(self, batch: TrainingBatch, weight: float) -> Tensor:
         """Add the gradient of the mean over some rows, times a weight, and return the mean loss."""
-        rows = batch.rows
+        rows = self._augment(batch.rows, self._noise) if self._augment else batch.rows
         inputs = self._corrupt(rows, self._noise) if self._corrupt else rows
         beta = self._beta if self._has_beta else 0.0
         value = self._loss.objective(self._model(inputs, self._noise), rows, beta).mean()
         regularized = value
-        # The penalty uses clean rows and, in variational models, the means: these are the published latents.
+        # The penalty uses the rows as they are and, in variational models, the means: these are the published latents.
         if self._regularizer is not None and batch.latents is not None:
-            regularized = value + self._regularizer.penalty(self._model.encode(rows), batch.latents)
+            regularized = value + self._regularizer.penalty(self._model.encode(batch.rows), batch.latents)
         (regularized if weight == 1 else regularized * weight).backward()
         return value.detach()
 

@@ -104,6 +104,7 @@ OTHERS: dict[str, Any] = {
     "training.schedule": "constant",
     "training.clip_norm": 1.0,
     "training.corruption": "gaussian",
+    "training.augmentation": "flips",
     "training.encoder_weights": "encoder.safetensors",
     "training.contamination": Contamination.NONE,
     "training.where": "load > 0",
@@ -231,7 +232,7 @@ CHANGED: dict[str, tuple[str, ...]] = {
         *("training.beta", "training.beta_warmup", "training.clip_norm", "training.corruption"),
         *("training.corruption_level", "training.only_normal", "training.contamination", "training.warm_start"),
         *("training.anchor", "training.patience", "training.seed", "training.max_screened_share"),
-        "training.encoder_weights",
+        *("training.augmentation", "training.encoder_weights"),
     ),
 }
 """Keys by the fingerprints that change with them. A new key needs an entry."""
