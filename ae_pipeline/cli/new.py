@@ -17,7 +17,7 @@ from ae_pipeline.common.errors import ConfigError, StorageError
 from ae_pipeline.common.text import abbreviate, pluralize
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.features.sizes import MIN_ROWS
-from ae_pipeline.ingestion.image_files import IMAGE_SUFFIXES
+from ae_pipeline.ingestion.image_formats import IMAGE_SUFFIXES
 from ae_pipeline.ingestion.proposal.columns import Choice
 from ae_pipeline.ingestion.proposal.images import describe_unread, images_in, propose_images
 from ae_pipeline.ingestion.proposal.propose import Proposal, propose

@@ -189,11 +189,11 @@ def oversized() -> bytes:
 
 
 BROKEN = [
-    pytest.param(b"", "it is not PNG, JPEG, WebP, BMP or TIFF", id="empty"),
+    pytest.param(b"", "it is empty", id="empty"),
     pytest.param(b"not an image", "it is not PNG, JPEG, WebP, BMP or TIFF", id="text"),
     pytest.param(encoded(GRAY, "GIF"), "it is a GIF; land it as PNG", id="GIF"),
     pytest.param(encoded(GRAY)[:-30], "truncated", id="truncated"),
-    pytest.param(oversized(), "too many pixels to be opened safely", id="oversized"),
+    pytest.param(oversized(), "it has 100,000×100,000 pixels", id="oversized"),
 ]
 
 
@@ -205,7 +205,7 @@ def test_a_broken_image_is_quarantined_until_it_is_corrected(
     shop = image_files(tmp_path)
     shop.land("a.png", encoded(GRAY))
     shop.land(name, data)
-    assert_says(shop.ingest().ledger.refused[name], "none of its 1 rows satisfies the schema contract", problem)
+    assert_says(shop.ingest().ledger.refused[name], "its only row is rejected: image: it ", problem)
     assert shop.rows("file") == [("a.png",)]
     ((*index, reason),) = shop.quarantine()
     assert index == [name, 1, "image: readable"]
