@@ -58,7 +58,7 @@ def is_read_format(data: bytes) -> bool:
 
 
 def describe_format(data: bytes) -> str | None:
-    """Return what a file is whose format is not read, or None if that cannot be told.
+    """Return what a file is whose format is not read, or None if its content shows nothing.
 
     >>> describe_format(b"GIF89a")
     'a GIF'
@@ -73,7 +73,7 @@ def describe_format(data: bytes) -> str | None:
 
 
 def why_unidentified(data: bytes) -> str:
-    """Return why a file is none of the formats that are read, with the remedy.
+    """Return why a file has no format that is read, with the remedy.
 
     >>> why_unidentified(b"")
     'it is empty (0 bytes); land it again'

@@ -17,6 +17,7 @@ from ae_pipeline.config.source import ImagesConfig, SourceConfig
 from ae_pipeline.ingestion.patches import PATCH_COLUMNS
 from ae_pipeline.ingestion.readers.delimited import read_delimited
 from ae_pipeline.ingestion.rows import ORIGIN_COLUMNS, FileRows, UnreadableFileError, rejected_rows
+from ae_pipeline.ingestion.skipped_folders import is_skipped
 from ae_pipeline.storage.hashing import hash_json
 
 logger = logging.getLogger(__name__)
@@ -120,7 +121,8 @@ def load_image_metadata(folder: Path, config: PipelineConfig) -> ImageMetadata:
     """
     if config.images is None or config.images.metadata is None:
         return ImageMetadata()
-    paths = sorted(path for path in folder.rglob(config.images.metadata) if path.is_file())
+    found = folder.rglob(config.images.metadata)
+    paths = sorted(path for path in found if not is_skipped(path, folder) and path.is_file())
     stats = tuple((path, (stat := path.stat()).st_size, stat.st_mtime_ns) for path in paths)
     return _load(folder, stats, config.images, config.event_time, config.source) if stats else ImageMetadata()
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from ae_pipeline.common.errors import SchemaError
 from ae_pipeline.ingestion.landing import unread_files
+from ae_pipeline.ingestion.landing_folder import list_landing
 from tests.support.datasets import REMEDY, TODAY, LandedDataset, assert_says, make_dataset
 
 UNDATED: dict[str, Any] = {"event_time": None, "start": None, "end": None}
@@ -118,7 +119,24 @@ def test_only_images_whose_metadata_changed_are_read_again(tmp_path: Path) -> No
     assert dataset.rows("file", "line") == [("a.png", "L1"), ("b.png", "L2")]
 
 
-def test_metadata_can_be_rows(tmp_path: Path) -> None:
+def test_without_metadata_a_table_beside_images_is_named_and_not_read(tmp_path: Path) -> None:
     dataset = album(tmp_path, "a.png", images={"metadata": None})
+    for name in ("metadata.csv", "b/labels.CSV.gz", "readme.txt", "notes.json", "list.xlsx"):
+        dataset.land(name, "file,line\na.png,L1\n")
+    assert dataset.ingest().ledger.refused == {}
+    assert list_landing(dataset).others == {
+        "b/labels.CSV.gz": "a .csv file holds no images",
+        "list.xlsx": "a .xlsx file holds no images",
+        "metadata.csv": "a .csv file holds no images; if it describes images, set images.metadata to 'metadata.csv'",
+        "notes.json": "a .json file holds no images",
+        "readme.txt": "a .txt file holds no images",
+    }
+
+
+@pytest.mark.parametrize("folder", [".Trash-1000/files", "@eaDir", ".git"])
+def test_metadata_in_a_hidden_folder_are_named_and_not_read(tmp_path: Path, folder: str) -> None:
+    dataset = album(tmp_path, "a.png")
     dataset.land("metadata.csv", "file,line\na.png,L1\n")
-    assert dataset.ingest().ledger.refused.keys() == {"metadata.csv"}
+    dataset.land(f"{folder}/metadata.csv", "no metadata\n")
+    assert dataset.rows("file", "line") == [("a.png", "L1")]
+    assert list(list_landing(dataset).others) == [f"{folder}/metadata.csv"]
