@@ -6,6 +6,7 @@ import threading
 import warnings
 import zlib
 from contextlib import ExitStack, suppress
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -42,6 +43,9 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_TURNED = frozenset({5, 6, 7, 8})
+"""Orientations in which width and height change places."""
+
 _SUBFILE_TYPE, _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 254, 258, 262, 339
 """Tags of a TIFF."""
 
@@ -92,6 +96,29 @@ def decode_image(data: bytes, max_pixels: int | None = None) -> Pixels:
         raise UnreadableImageError(
             f"it cannot be read as an image ({first_line(error)}); it may be truncated: land it again"
         ) from error
+
+
+def look_at_image(path: Path) -> tuple[int, int, str] | None:
+    """Return height and width of an image file, upright, and its mode in Pillow; None if it cannot be read.
+
+    The pixels are not decoded.
+
+    Args:
+        path: Path of the file.
+    """
+    with (
+        suppress(UnreadableImageError, *_DECODING_ERRORS),
+        quiet,
+        Image.open(path, formats=_FORMATS) as image,
+    ):
+        if image.format == "TIFF":
+            _choose_page(image)
+        exif = Image.Image.getexif(image)  # that of a PNG would decode the pixels
+        is_turned = exif.get(_ORIENTATION) in _TURNED
+        mode = "RGBA" if image.mode == "P" and "transparency" in image.info else image.mode
+        height, width = image.size if is_turned else image.size[::-1]
+        return height, width, mode
+    return None
 
 
 def _decode(data: bytes, max_pixels: int, orientation: int | None = None) -> Pixels:
