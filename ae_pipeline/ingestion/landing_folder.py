@@ -4,7 +4,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,12 +60,12 @@ class LandingFolder:
     Attributes:
         files: Files to read, by their printable path below the folder.
         others: Reason for each file that is not read.
-        masks: Files that are masks of images.
+        masks: Files that are masks of images, by their printable path below the folder.
     """
 
     files: dict[str, Path]
     others: dict[str, str]
-    masks: tuple[str, ...] = ()
+    masks: dict[str, Path] = field(default_factory=dict)
 
     def describe_others(self) -> str:
         """Return how many files are not read for each reason, the most frequent first, with the name of one."""
@@ -111,7 +111,7 @@ def list_landing(dataset: Dataset) -> LandingFolder:
         )
     files: dict[str, Path] = {}
     others: dict[str, str] = {}
-    masks: list[str] = []
+    masks: dict[str, Path] = {}
     links, unknown = LinkChecker(folder), _UnknownSuffixes()
     for entry in _find(folder, config.source.pattern):
         name, path = printable_path(entry.relative), folder / entry.relative
@@ -120,7 +120,7 @@ def list_landing(dataset: Dataset) -> LandingFolder:
             others[name] = reason_to_skip([path.name]) or "the folder cannot be read; grant this user read permission"
             continue
         if reason is None and is_mask(name, config.images):
-            masks.append(name)
+            masks[name] = path
             continue
         if reason is None and is_metadata(name, config.images):
             continue
@@ -140,7 +140,7 @@ def list_landing(dataset: Dataset) -> LandingFolder:
         elif not path.is_dir():
             others[name] = reason or "it is no regular file"
     others |= surplus_files(files, config.source.limits.files)
-    return LandingFolder({name: path for name, path in files.items() if name not in others}, others, tuple(masks))
+    return LandingFolder({name: path for name, path in files.items() if name not in others}, others, masks)
 
 
 class _Entry(NamedTuple):

@@ -145,10 +145,8 @@ class TestMasks:
         for name in ("hole/1.jpg", "hole/2.jpg", "truth/hole/1.png", "truth/hole/3.png", ".git/truth/hole/4.png"):
             shop.land(name, "x")
         landing = list_landing(shop)
-        assert (list(landing.files), landing.masks) == (
-            ["hole/1.jpg", "hole/2.jpg"],
-            ("truth/hole/1.png", "truth/hole/3.png"),
-        )
+        assert list(landing.files) == ["hole/1.jpg", "hole/2.jpg"]
+        assert list(landing.masks) == ["truth/hole/1.png", "truth/hole/3.png"]
         landing.log_masks(shop.config.images or ImagesConfig())
         assert "1 of 2 masks belong to no image that landed (truth/hole/3.png); rename them, or" in caplog.text
 
