@@ -102,7 +102,7 @@ def require_size(size: tuple[int, int], of_map: tuple[int, int], path: Path, ima
     """
     less = (images.stride or images.patch or 1) if images.edge == "ignore" else 1
     more = (images.patch or 1) if images.edge == "pad" else 1
-    if not all(-more < own - other < less for own, other in zip(size, of_map, strict=True)):
+    if not all(-more < side - other < less for side, other in zip(size, of_map, strict=True)):
         raise StorageError(
             f"the mask {path} has {size[0]}×{size[1]} pixels, but its image {of_map[0]}×{of_map[1]}; land it with the "
             "size of the image"

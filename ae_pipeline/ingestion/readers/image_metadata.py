@@ -108,7 +108,7 @@ class ImageMetadata:
         if unknown := sorted(described - landed.keys()):
             stems = {PurePosixPath(name).stem.casefold(): name for name in reversed(without)}
             meant = ((name, stems.get(PurePosixPath(name).stem.casefold())) for name in unknown)
-            hint = next((f", such as {there} for {name}" for name, there in meant if there), "")
+            hint = next((f", such as {path} for {name}" for name, path in meant if path), "")
             logger.warning(
                 f"the metadata name {pluralize(len(unknown), 'image')} that did not land ({abbreviate(unknown)}; first "
                 f"in {self.sources[unknown[0]]}); write paths relative to the folder of the metadata file{hint}"
@@ -153,8 +153,8 @@ def load_image_metadata(folder: Path, config: PipelineConfig) -> ImageMetadata:
     """
     if config.images is None or config.images.metadata is None:
         return ImageMetadata()
-    found = folder.rglob(config.images.metadata)
-    paths = sorted(path for path in found if not is_skipped(path, folder) and path.is_file())
+    named = folder.rglob(config.images.metadata)
+    paths = sorted(path for path in named if not is_skipped(path, folder) and path.is_file())
     stats = tuple((path, (stat := path.stat()).st_size, stat.st_mtime_ns) for path in paths)
     return _load(folder, stats, config.images, config.event_time, config.source) if stats else ImageMetadata()
 
