@@ -367,6 +367,17 @@ class TestShape:
         assert padded[1:6, 1:6].tolist() == image[:, :, 0].tolist()
         assert padded[[0, -1]].sum() == padded[:, [0, -1]].sum() == 0
 
+    @pytest.mark.parametrize("shape", [(1, 2000, 1), (2000, 1, 1)])
+    def test_a_narrow_image_is_not_enlarged_without_a_bound(self, shape: tuple[int, int, int]) -> None:
+        image = np.zeros(shape, np.uint8)
+        longer = 2000 * 64
+        expected = (64, longer, 1) if shape[0] == 1 else (longer, 64, 1)
+        assert shape_image(image, ImagesConfig(resize=64)).shape == expected
+        with pytest.raises(
+            UnreadableImageError, match=r"images\.resize=256 .* makes them 131,072,000; land it in parts"
+        ):
+            shape_image(image, ImagesConfig(resize=256))
+
     def test_an_image_smaller_than_the_crop_is_rejected_alone(self) -> None:
         images = [np.zeros((size, size, 3), np.uint8).tolist() for size in (8, 3)]
         buffer = io.BytesIO()
