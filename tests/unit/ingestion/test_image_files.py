@@ -1,6 +1,7 @@
 """Image files of all kinds: what is decoded, what is refused and why, and the size that images get."""
 
 import io
+import pickle
 import re
 import struct
 import threading
@@ -439,6 +440,27 @@ class TestChannelAxis:
         (last,) = arrays(read("a.parquet", self.column(*shape), channels="last"))
         (first,) = arrays(read("a.parquet", self.column(*shape), channels="first"))
         assert (last.shape, first.shape) == (shape, (shape[1], shape[2], shape[0]))
+
+    def test_two_orders_of_axes_in_one_file_are_named(self) -> None:
+        images = [np.zeros(shape, np.uint8).tolist() for shape in ((3, 8, 9), (8, 9, 3), (3, 9, 3))]
+        buffer = io.BytesIO()
+        pq.write_table(pa.table({"id": [1, 2, 3], "image": pa.array(images, _lists(3))}), buffer)
+        message = "arrays of 3×8×9, with the channels first, and of 8×9×3, with the channels last; land all"
+        with pytest.raises(UnreadableFileError, match=message):
+            read("a.parquet", buffer.getvalue())
+
+    def test_bytes_of_an_object_are_never_unpickled(self) -> None:
+        class Bomb:
+            def __reduce__(self) -> tuple[Any, ...]:
+                return pytest.fail, ("unpickled",)
+
+        arrays = io.BytesIO()
+        np.save(arrays, np.array([Bomb()], dtype=object))
+        buffer = io.BytesIO()
+        pq.write_table(pa.table({"id": [1, 2], "image": [arrays.getvalue(), pickle.dumps(Bomb())]}), buffer)
+        reasons = read("a.parquet", buffer.getvalue()).rejected["reason"].to_list()
+        assert reasons[0].startswith("image: it is a NumPy array; land it as PNG")
+        assert reasons[1].startswith("image: it is not PNG")
 
 
 def _lists(depth: int) -> pa.DataType:
