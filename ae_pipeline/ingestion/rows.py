@@ -94,7 +94,7 @@ def shape_problem(name: str, image: pl.Expr, shape: ImageShape) -> pl.Expr:
         pl.when(is_other["channels"])
         .then(pl.lit("set images.mode in the YAML, "))
         .when(is_other["height"] | is_other["width"])
-        .then(pl.lit("set images.resize in the YAML, "))
+        .then(pl.lit("set images.resize in the YAML to a height and a width, "))
         .otherwise(pl.lit(""))
     )
     remedy = "correct it at the source, or change the rule in the schema contract"

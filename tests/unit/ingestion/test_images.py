@@ -275,7 +275,12 @@ def test_images_with_a_rare_shape_are_quarantined(tmp_path: Path) -> None:
     end = "correct it at the source, or change the rule in the schema contract"
     contract = "but the contract says 5×6×1 uint8;"
     assert shop.quarantine() == [
-        ("0.png", 1, "image: shape", f"image is 4×6×1 uint8, {contract} set images.resize in the YAML, {end}"),
+        (
+            "0.png",
+            1,
+            "image: shape",
+            f"image is 4×6×1 uint8, {contract} set images.resize in the YAML to a height and a width, {end}",
+        ),
         ("3.png", 1, "image: shape", f"image is 5×6×3 uint8, {contract} set images.mode in the YAML, {end}"),
         ("4.png", 1, "image: shape", f"image is 5×6×1 uint16, {contract} {end}"),
     ]
