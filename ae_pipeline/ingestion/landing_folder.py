@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 _NAMED_REASONS = 8
 """Number of reasons that a log line has."""
 
+_HIDDEN = ("the folder '", "its name starts with '.'")
+"""How reasons start that concern no file of people."""
+
 _METADATA_SUFFIXES = (".csv", ".tsv")
 """Suffixes of tables that people write about images."""
 
@@ -68,8 +71,10 @@ class LandingFolder:
     masks: dict[str, Path] = field(default_factory=dict)
 
     def describe_others(self) -> str:
-        """Return how many files are not read for each reason, the most frequent first, with the name of one."""
-        reasons = Counter(self.others.values()).most_common()
+        """Return how many files are not read for each reason, with the name of one; hidden files come last."""
+        reasons = sorted(
+            Counter(self.others.values()).items(), key=lambda item: (item[0].startswith(_HIDDEN), -item[1])
+        )
         first = {reason: name for name, reason in reversed(self.others.items())}
         named = "; ".join(
             f"{first[reason]}{f' and {count - 1:,} more' if count > 1 else ''}: {reason}"

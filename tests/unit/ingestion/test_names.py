@@ -97,7 +97,7 @@ def test_files_that_are_not_read_are_named_with_the_reason(tmp_path: Path, caplo
     }
     assert list(landed_files(shop)) == ["sales/a.csv"]
     shop.ingest()
-    assert "landing/shop: 6 files not read (other/f.csv: it does not match 'sales/*'; sales/.c.csv:" in caplog.text
+    assert "landing/shop: 6 files not read (other/f.csv: it does not match 'sales/*'; sales/_b.csv:" in caplog.text
 
 
 def test_every_reason_is_named_with_its_number_of_files(tmp_path: Path) -> None:
