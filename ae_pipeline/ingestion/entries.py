@@ -82,8 +82,6 @@ def no_valid_row(count: int, first: str) -> str:
         count: Number of its rows.
         first: Reason of the first one.
     """
-    if count == 1:
-        return f"its only row is rejected: {first}"
     return f"none of its {count:,} rows satisfies the schema contract; the first one: {first}"
 
 

@@ -205,7 +205,7 @@ def test_a_broken_image_is_quarantined_until_it_is_corrected(
     shop = image_files(tmp_path)
     shop.land("a.png", encoded(GRAY))
     shop.land(name, data)
-    assert_says(shop.ingest().ledger.refused[name], "its only row is rejected: image: it ", problem)
+    assert_says(shop.ingest().ledger.refused[name], "none of its 1 rows satisfies the schema contract", problem)
     assert shop.rows("file") == [("a.png",)]
     ((*index, reason),) = shop.quarantine()
     assert index == [name, 1, "image: readable"]
