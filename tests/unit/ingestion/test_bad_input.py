@@ -306,7 +306,9 @@ def test_a_file_without_valid_rows_is_refused_with_a_reason(shop: LandedDataset,
     name = "b.csv" if isinstance(content, str) else "b.parquet"
     shop.land(name, content)
     refused = shop.entry(name).refused
-    assert_says(refused, "none of its 1 rows satisfies the schema contract; the first one: price = dear is not a finite", REMEDY)
+    assert_says(
+        refused, "none of its 1 rows satisfies the schema contract; the first one: price = dear is not a finite", REMEDY
+    )
     assert shop.ids() == [1, 2, 3]
 
 
