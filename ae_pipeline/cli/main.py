@@ -239,8 +239,11 @@ def _make_page(name: str, day: str | None, maps: "MapFormat | None", out: Path |
         version, bundle = load_table_model(dataset, project.tracker)
         if maps:
             folder = out or dataset.paths.reports / "maps"
+            path = None
             for path in export_maps(dataset, bundle, version.version, folder, maps, day):
                 print(path)
+            if path is None:
+                print(f"no image {f'of {day} ' if day else ''}is flagged, so no heat map is written", file=sys.stderr)
         elif day is None:
             raise ConfigError("name a day, such as 2013-02-08, or --maps png")
         else:

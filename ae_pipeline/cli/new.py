@@ -17,12 +17,13 @@ from ae_pipeline.common.errors import ConfigError, StorageError
 from ae_pipeline.common.text import abbreviate, pluralize
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.features.sizes import MIN_ROWS
-from ae_pipeline.ingestion.image_files import IMAGE_SUFFIXES
+from ae_pipeline.ingestion.image_formats import IMAGE_SUFFIXES
 from ae_pipeline.ingestion.proposal.columns import Choice
 from ae_pipeline.ingestion.proposal.images import describe_unread, images_in, propose_images
 from ae_pipeline.ingestion.proposal.propose import Proposal, propose
 from ae_pipeline.ingestion.readers.files import TABLE_SUFFIXES, can_read, read_file
 from ae_pipeline.ingestion.rows import ORIGIN_COLUMNS, UnreadableFileError
+from ae_pipeline.ingestion.skipped_folders import is_skipped
 from ae_pipeline.storage.environment import project_folders
 from ae_pipeline.storage.files import atomic_write, make_folder, write_text
 from ae_pipeline.storage.location import dataset_paths
@@ -153,14 +154,19 @@ def _is_table(file: Path) -> bool:
 
 
 def _has_tables(folder: Path, images: Sequence[Path]) -> bool:
-    """Return whether a folder holds more tables than images; a few tables describe the images."""
-    return sum(_is_table(path) and path.is_file() for path in folder.rglob("*")) > len(images)
+    """Return whether a folder holds more tables than images; those with the name of an image describe it."""
+    stems = {path.stem for path in images}
+    return sum(path.stem not in stems for path in _tables_in(folder)) > len(images)
+
+
+def _tables_in(folder: Path) -> list[Path]:
+    paths = (path for path in sorted(folder.rglob("*")) if _is_table(path) and path.is_file())
+    return [path for path in paths if not path.name.startswith("_") and not is_skipped(path, folder)]
 
 
 def _files_in(folder: Path) -> list[Path]:
-    paths = [path for path in sorted(folder.rglob("*")) if _is_table(path) and path.is_file()]
-    if visible := [path for path in paths if not path.name.startswith((".", "_"))]:
-        return visible
+    if paths := _tables_in(folder):
+        return paths
     if unread := describe_unread(folder):
         raise StorageError(f"{folder} holds no image that can be read: {unread}")
     raise StorageError(

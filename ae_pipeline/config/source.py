@@ -195,8 +195,8 @@ class ImagesConfig(Section):
     metadata: str | None = Field(
         default="metadata.csv",
         description="Name of CSV files that describe the images of their folder and the folders below it: the column "
-        "`file` has paths relative to the file, and the other columns become columns of the images. `null` reads such "
-        "files as rows.",
+        "`file` has paths relative to the file, and the other columns become columns of the images. With `null`, such "
+        "files are tables like others.",
     )
     mode: Literal["grey", "rgb", "rgba"] | None = Field(
         default=None,

@@ -1,5 +1,6 @@
 """Verdicts on images whose patches are the rows: one score per image, with a calibration of its own."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,6 +34,15 @@ def image_id(identity: Sequence[str]) -> pl.Expr:
     parts = [r"-?\d+" if name in PATCH_COLUMNS else "(.*)" for name in identity]
     groups = "|".join(f"${{{number}}}" for number in range(1, parts.count("(.*)") + 1))
     return pl.col("row_id").str.replace("(?s)^" + r"\|".join(parts) + "$", groups).alias(IMAGE_ID)
+
+
+def identity_values(identity: str) -> list[str]:
+    r"""Return the values that an identity joins, without the `\` before `\` and `|`.
+
+    >>> identity_values(r"a\|b|c\\d")
+    ['a|b', 'c\\d']
+    """
+    return [re.sub(r"\\(.)", r"\1", value) for value in re.findall(r"(?s)(?:^|\|)((?:\\.|[^|\\])*)", identity)]
 
 
 def image_of_row(config: PipelineConfig) -> pl.Expr:

@@ -2,7 +2,8 @@
 
 import datetime as dt
 import io
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
@@ -11,6 +12,7 @@ import polars as pl
 
 from ae_pipeline.common.errors import SchemaError, StorageError
 from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.config.source import ImagesConfig
 from ae_pipeline.detector.explanation import CONTRIBUTIONS, Contribution, because
 from ae_pipeline.ingestion.contract import SchemaContract, required_columns
 from ae_pipeline.ingestion.rows import ORIGIN_COLUMNS, UnreadableFileError, plain_text, with_occurrence
@@ -157,8 +159,11 @@ def build_raw_features(
     from ae_pipeline.ingestion.readers.files import ReadOptions, read_file
 
     contract = _without_label(contract, config)
+    options = ReadOptions.under(contract, config)
+    if config.images and not _needs_path(name, config.images, required_columns(contract, config)):
+        options = replace(options, images=config.images.model_copy(update={"path": None}))
     try:
-        file = read_file(name, data, ReadOptions.under(contract, config))
+        file = read_file(name, data, options)
     except UnreadableFileError as error:
         raise SchemaError(f"{name} cannot be read: {error}") from error
     file = replace(file, rows=plain_text(file.rows))
@@ -171,6 +176,15 @@ def build_raw_features(
     features = build_features(rows, config, contract).with_columns(rows["_row_number"].alias(ROW_NUMBER))
     rejected = valid.rejected.select(ROW_NUMBER, "rule", "reason", "record")
     return RawFeatures(features, with_exact_values(features, rows), rejected)
+
+
+def _needs_path(name: str, images: ImagesConfig, required: Collection[str]) -> bool:
+    """Return whether the path of an image has to match `images.path`, or does.
+
+    An image to score may be anywhere. The columns that its path would give are then missing, unless it needs them.
+    """
+    expression = re.compile(images.path or "")
+    return bool(expression.search(name) or expression.groupindex.keys() & required)
 
 
 def _without_label(contract: SchemaContract, config: PipelineConfig) -> SchemaContract:

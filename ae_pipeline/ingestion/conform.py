@@ -23,6 +23,7 @@ from ae_pipeline.ingestion.rows import (
     content_hashes,
     format_image,
     plain_text,
+    shape_problem,
 )
 from ae_pipeline.storage.paths import ALL_ROWS
 
@@ -216,9 +217,8 @@ def _column_rules(name: str, dtype: pl.DataType, rule: ColumnRule) -> list[_Rule
     present, value = pl.col(name), pl.col(_TYPED + name)
     remedy = "; correct it at the source, or change the rule in the schema contract"
     if rule.shape is not None and dtype == IMAGE_STRUCT:
-        actual = format_image(present)
-        reason = pl.format(f"{_literal(name)} is {{}}, but the contract says {rule.shape}{remedy}", actual)
-        return [_Rule(f"{name}: shape", actual != str(rule.shape), reason)]
+        reason = shape_problem(_literal(name), present, rule.shape)
+        return [_Rule(f"{name}: shape", format_image(present) != str(rule.shape), reason)]
     value_text = (format_image(present) if dtype == IMAGE_STRUCT else _shown(name, dtype)).str.slice(0, 80)
 
     def violation(rule_name: str, condition: pl.Expr, problem: str) -> _Rule:

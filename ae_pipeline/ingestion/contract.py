@@ -10,10 +10,11 @@ import polars as pl
 from pydantic import Field, ValidationError, model_validator
 
 from ae_pipeline.common.errors import SchemaError
+from ae_pipeline.common.text import pluralize
 from ae_pipeline.config.columns import RESERVED_COLUMNS, ColumnType, ImageShape, ValueFormat, check_value_format
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.config.section import Section
-from ae_pipeline.config.source import Dialect
+from ae_pipeline.config.source import Dialect, ImagesConfig
 from ae_pipeline.storage.files import write_text
 from ae_pipeline.storage.hashing import hash_json
 
@@ -297,9 +298,27 @@ def _check_images(contract: SchemaContract, config: PipelineConfig, path: Path) 
             f"column {others[0]!r} is an image in the schema contract of {config.dataset!r}, but images.column in the "
             f"YAML is {'not set' if column is None else repr(column)}; set it, or {remedy}"
         )
-    patch = config.images.patch if config.images else None
-    if column and patch and (contract.images[column].height, contract.images[column].width) != (patch, patch):
-        raise SchemaError(
-            f"images.patch={patch} gives {config.dataset!r} rows of {patch}×{patch} pixels, but the schema contract "
-            f"says {contract.images[column]}; change one of them, or {remedy}"
-        )
+    if config.images and column:
+        _check_shape(contract.images[column], config.images, config.dataset, remedy)
+
+
+def _check_shape(shape: ImageShape, images: ImagesConfig, dataset: str, remedy: str) -> None:
+    """Raise an error if the settings of images cannot give the shape in the schema contract."""
+    size = (shape.height, shape.width)
+    set_size = images.patch or images.crop or images.resize or size
+    if set_size == images.resize and isinstance(set_size, int):
+        expected = tuple(round(side * set_size / min(size)) for side in size)
+    else:
+        expected = (set_size, set_size) if isinstance(set_size, int) else set_size
+    if images.pad and not images.patch:
+        least = (images.pad, images.pad) if isinstance(images.pad, int) else images.pad
+        expected = tuple(map(max, expected, least))
+    channels = {"grey": 1, "rgb": 3, "rgba": 4, None: shape.channels}[images.mode]
+    if (*expected, channels) == (*size, shape.channels):
+        return
+    keys = ("mode",) if expected == size else ("patch",) if images.patch else ("resize", "crop", "pad")
+    settings = ", ".join(f"images.{key}={value}" for key in keys if (value := getattr(images, key)))
+    raise SchemaError(
+        f"{settings} gives {dataset!r} rows of {'×'.join(map(str, expected))} pixels with "
+        f"{pluralize(channels, 'channel')}, but the schema contract says {shape}; change one of them, or {remedy}"
+    )

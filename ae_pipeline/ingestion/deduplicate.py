@@ -12,7 +12,7 @@ from typing import IO, Any
 import polars as pl
 import pyarrow as pa
 
-from ae_pipeline.storage.files import make_folder, translate_os_error
+from ae_pipeline.storage.files import make_folder, raise_os_error
 
 _PARTITION_ROWS = 500_000
 """Approximate number of rows in memory at once."""
@@ -104,7 +104,7 @@ def _spill(divided: Iterable[Mapping[int, pl.DataFrame]], folder: Path) -> Itera
             for writer in writers.values():
                 writer.close()
         except OSError as error:
-            raise translate_os_error(error, folder) from error
+            raise_os_error(error, folder)
         for _, file in sorted(files.items()):
             file.seek(0)
             yield pl.DataFrame(pa.ipc.open_stream(file).read_all())

@@ -6,37 +6,22 @@ import threading
 import warnings
 import zlib
 from contextlib import ExitStack, suppress
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ae_pipeline.common.text import first_line
+from ae_pipeline.config.limits import LimitsConfig
+from ae_pipeline.ingestion.image_formats import why_unidentified
 from ae_pipeline.ingestion.images import Pixels, UnreadableImageError
 
-IMAGE_SUFFIXES = (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib", ".tif", ".tiff")
-"""Suffixes of image files. The content decides on the format, whatever the suffix."""
-
-IMAGE_FORMATS = "PNG, JPEG, WebP, BMP or TIFF"
-"""Formats of image files, for messages."""
-
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "TIFF")
-_OTHER_FORMATS = {
-    b"GIF8": "a GIF",
-    b"8BPS": "a Photoshop file",
-    b"%PDF": "a PDF",
-    b"\x00\x00\x01\x00": "an icon",
-    b"\x00\x00\x00\x0cjP  ": "a JPEG 2000 file",
-    b"\xff\x0a": "a JPEG XL file",
-    b"v/1\x01": "an OpenEXR file",
-    b"SIMPLE  =": "a FITS file",
-}
-_BRANDS = {b"avif": "an AVIF file", b"heic": "a HEIC file", b"heix": "a HEIC file", b"mif1": "a HEIF file"}
 # Errors that Pillow is known to raise for incomplete or invalid files.
 _DECODING_ERRORS = (
     *(OSError, ValueError, SyntaxError, TypeError, IndexError, KeyError, AttributeError, OverflowError, EOFError),
     *(ZeroDivisionError, NotImplementedError, RuntimeError, struct.error, zlib.error),
 )
-_SIZE_ERRORS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 _CONVERTED_MODES = {
     "1": "L",
     "PA": "RGBA",
@@ -58,6 +43,15 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_TURNED = frozenset({5, 6, 7, 8})
+"""Orientations in which width and height change places."""
+
+_SUBFILE_TYPE, _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 254, 258, 262, 339
+"""Tags of a TIFF."""
+
+_REDUCED, _MASK, _SIGNED = 1, 4, 2
+"""Their values: what a page is, and integers with a sign."""
+
 _LARGEST_EXACT_FLOAT32 = 2**24
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _PLAIN_PNG = _PNG_MAGIC + b"\0\0\0\rIHDR"
@@ -74,11 +68,11 @@ def decode_image(data: bytes, max_pixels: int | None = None) -> Pixels:
 
     Gray, gray with alpha, RGB and RGBA are kept. A palette is replaced by its colors, black and white becomes gray, and
     CMYK becomes RGB. Gray with 16 bits or with floating-point values keeps them; Pillow reduces 16-bit color and 16-bit
-    gray with alpha to the upper 8 bits.
+    gray with alpha to the upper 8 bits. Of an animation, the first picture is read.
 
     Args:
         data: Content of the file.
-        max_pixels: Maximum number of pixels, checked before they are decoded.
+        max_pixels: Maximum number of pixels, checked before they are decoded; by default that of `LimitsConfig`.
 
     Returns:
         Array of uint8, uint16 or float32 with shape (height, width, channels).
@@ -87,34 +81,55 @@ def decode_image(data: bytes, max_pixels: int | None = None) -> Pixels:
         UnreadableImageError: The bytes are an image of none of the formats, are truncated, have too many pixels, or
             hold several pages.
     """
+    max_pixels = LimitsConfig().pixels if max_pixels is None else max_pixels
     if (plain := _decode_plain_png(data, max_pixels)) is not None:
         return plain
     try:
         return _decode(data, max_pixels)
-    except _SIZE_ERRORS as error:
-        raise UnreadableImageError(
-            f"it has too many pixels to be opened safely ({first_line(error)}); land a smaller image, or parts of it"
-        ) from error
     except _DECODING_ERRORS as error:
         # Pillow refuses some files whose metadata is damaged or large, although their pixels are whole.
         if (bare := _without_metadata(data)) is not None:
-            with suppress(*_DECODING_ERRORS, *_SIZE_ERRORS):
+            with suppress(*_DECODING_ERRORS):
                 return _decode(bare, max_pixels, _orientation_of(data))
         if isinstance(error, UnidentifiedImageError):
-            raise UnreadableImageError(_unknown_format(data)) from error
+            raise UnreadableImageError(why_unidentified(data)) from error
         raise UnreadableImageError(
             f"it cannot be read as an image ({first_line(error)}); it may be truncated: land it again"
         ) from error
 
 
-def _decode(data: bytes, max_pixels: int | None, orientation: int | None = None) -> Pixels:
+def look_at_image(path: Path) -> tuple[int, int, str] | None:
+    """Return height and width of an image file, upright, and its mode in Pillow; None if it cannot be read.
+
+    The pixels are not decoded.
+
+    Args:
+        path: Path of the file.
+    """
+    with (
+        suppress(UnreadableImageError, *_DECODING_ERRORS),
+        quiet,
+        Image.open(path, formats=_FORMATS) as image,
+    ):
+        if image.format == "TIFF":
+            _choose_page(image)
+        exif = Image.Image.getexif(image)  # that of a PNG would decode the pixels
+        is_turned = exif.get(_ORIENTATION) in _TURNED
+        mode = "RGBA" if image.mode == "P" and "transparency" in image.info else image.mode
+        height, width = image.size if is_turned else image.size[::-1]
+        return height, width, mode
+    return None
+
+
+def _decode(data: bytes, max_pixels: int, orientation: int | None = None) -> Pixels:
     with quiet, Image.open(io.BytesIO(data), formats=_FORMATS) as opened:
-        if max_pixels is not None and opened.width * opened.height > max_pixels:
+        if opened.format == "TIFF":
+            _choose_page(opened)
+        if opened.width * opened.height > max_pixels:
             raise UnreadableImageError(
-                f"it has {opened.width:,}×{opened.height:,} pixels, but source.limits.pixels is {max_pixels:,}; land a "
+                f"it has {opened.height:,}×{opened.width:,} pixels, but source.limits.pixels is {max_pixels:,}; land a "
                 "smaller image, or parts of it, or raise source.limits.pixels in the YAML"
             )
-        _check_pages(opened)
         is_gray_with_alpha = opened.format == "PNG" and data[25:26] == b"\x04"  # Pillow opens 16 bits of it as RGBA
         opened.load()
         orientation = orientation or _orientation(opened)
@@ -127,11 +142,12 @@ def _decode(data: bytes, max_pixels: int | None, orientation: int | None = None)
             image = image.convert("RGBA" if "transparency" in image.info else "RGB")
         elif image.mode in _CONVERTED_MODES:
             image = image.convert(_CONVERTED_MODES[image.mode])
-        pixels = _as_supported_type(np.asarray(image), opened.format or "")
+        pixels = _tiff_values(np.asarray(image), opened) if opened.format == "TIFF" else np.asarray(image)
+        pixels = _as_supported_type(pixels, opened.format or "")
     return pixels if pixels.ndim == 3 else pixels[:, :, np.newaxis]
 
 
-def _decode_plain_png(data: bytes, max_pixels: int | None) -> Pixels | None:
+def _decode_plain_png(data: bytes, max_pixels: int) -> Pixels | None:
     """Return the pixels that `_decode` would return, of a PNG of the most frequent kinds; None for all other files.
 
     Pillow's decoder gets the pixels directly, because Pillow takes as long to open a file as to decode a small image.
@@ -140,7 +156,7 @@ def _decode_plain_png(data: bytes, max_pixels: int | None) -> Pixels | None:
     if mode is None or zlib.crc32(data[12:29]) != int.from_bytes(data[29:33], "big"):
         return None
     width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
-    if not 0 < width * height <= (_PLAIN_PIXELS if max_pixels is None else min(max_pixels, _PLAIN_PIXELS)):
+    if not 0 < width * height <= min(max_pixels, _PLAIN_PIXELS):
         return None
     parts: list[bytes] = []
     start, kind = 33, b""
@@ -166,23 +182,49 @@ def _as_supported_type(pixels: Pixels, file_format: str) -> Pixels:
         if not np.isfinite(pixels).all():
             raise UnreadableImageError("a value in it is not finite; correct it at the source")
         return pixels.astype(np.float32)
-    if pixels.dtype.itemsize == 2 or file_format == "PNG":  # mode I;16, or mode I before Pillow 11
+    if pixels.dtype.str[1:] == "u2" or file_format == "PNG":  # mode I;16, or mode I before Pillow 11
         return pixels.astype(np.uint16)
     if np.abs(pixels.astype(np.int64)).max(initial=0) > _LARGEST_EXACT_FLOAT32:
         raise UnreadableImageError("a value in it exceeds 16,777,216; land it with 16 bits or floating-point values")
     return pixels.astype(np.float32)
 
 
-def _check_pages(image: Image.Image) -> None:
-    """Refuse a TIFF with several images. Smaller pages are previews."""
-    if image.format != "TIFF" or (pages := getattr(image, "n_frames", 1)) == 1:
+def _choose_page(image: Image.Image) -> None:
+    """Go to the page of a TIFF that is the image. Others are previews of it, or the file is refused."""
+    if (pages := getattr(image, "n_frames", 1)) == 1:
         return
-    first = image.size
-    for page in range(1, pages):
+    sizes: dict[int, tuple[int, int]] = {}
+    for page in range(pages):
         image.seek(page)
-        if image.size == first:
-            raise UnreadableImageError(f"it has {pages} pages; land each page as a file")
-    image.seek(0)
+        if not _tag(image, _SUBFILE_TYPE) & (_REDUCED | _MASK):
+            sizes[page] = image.size
+    best = max(sizes, key=lambda page: sizes[page], default=0)
+    if any(page != best and not _is_preview(size, sizes[best]) for page, size in sizes.items()):
+        raise UnreadableImageError(f"it has {pages} pages; land each page as a file")
+    image.seek(best)
+
+
+def _is_preview(size: tuple[int, int], of: tuple[int, int]) -> bool:
+    """Return whether an image can be another one at a smaller scale: it has the same proportions, but for rounding."""
+    return size[0] < of[0] and size[1] < of[1] and abs(size[0] * of[1] - size[1] * of[0]) <= max(of)
+
+
+def _tag(image: Image.Image, tag: int) -> int:
+    """Return the first value of a tag of a TIFF; 0 if it has none."""
+    value = getattr(image, "tag_v2", {}).get(tag, 0)
+    return int(value[0] if isinstance(value, tuple) else value)
+
+
+def _tiff_values(pixels: Pixels, image: Image.Image) -> Pixels:
+    """Return the values of a TIFF that Pillow gives without their sign, or with white as 0."""
+    is_signed = _tag(image, _SAMPLE_FORMAT) == _SIGNED
+    if is_signed and image.mode == "L":
+        return pixels.view(np.int8)
+    if not is_signed and image.mode == "I" and _tag(image, _BITS) == 32:
+        return pixels.view(np.uint32)
+    if image.mode.startswith("I;16") and _PHOTOMETRIC in getattr(image, "tag_v2", {}) and not _tag(image, _PHOTOMETRIC):
+        return np.iinfo(np.uint16).max - pixels
+    return pixels
 
 
 def _orientation(image: Image.Image) -> int:
@@ -194,7 +236,7 @@ def _orientation(image: Image.Image) -> int:
 def _orientation_of(data: bytes) -> int:
     """Return the orientation of a file that cannot be decoded as it is; 1 if its metadata cannot be read either."""
     with (
-        suppress(*_DECODING_ERRORS, *_SIZE_ERRORS),
+        suppress(*_DECODING_ERRORS),
         quiet,
         Image.open(io.BytesIO(data), formats=_FORMATS) as image,
     ):
@@ -203,13 +245,15 @@ def _orientation_of(data: bytes) -> int:
 
 
 class _Quiet:
-    """Make too many pixels an error, and be silent about metadata, while at least one thread is inside.
+    """Be silent about metadata, and leave the number of pixels to us, while at least one thread is inside.
 
-    The first thread sets the filters of warnings, which are those of the process, and the last one restores them.
+    The first thread sets filters of warnings and a limit of Pillow, which are those of the process, and the last one
+    restores them.
     """
 
     def __init__(self) -> None:
         self._lock, self._users, self._filters = threading.Lock(), 0, ExitStack()
+        self._limit: int | None = None
 
     def __enter__(self) -> None:
         with self._lock:
@@ -217,12 +261,13 @@ class _Quiet:
             if self._users == 1:
                 self._filters.enter_context(warnings.catch_warnings())
                 warnings.simplefilter("ignore", UserWarning)
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                self._limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
             self._users -= 1
             if self._users == 0:
+                Image.MAX_IMAGE_PIXELS = self._limit
                 self._filters.close()
 
 
@@ -264,11 +309,3 @@ def _bare_jpeg(data: bytes) -> bytes | None:
             parts.append(data[start:end])
         start = end
     return None
-
-
-def _unknown_format(data: bytes) -> str:
-    kind = next((name for start, name in _OTHER_FORMATS.items() if data.startswith(start)), None)
-    kind = kind or (_BRANDS.get(data[8:12]) if data[4:8] == b"ftyp" else None)
-    if kind:
-        return f"it is {kind}; land it as {IMAGE_FORMATS}"
-    return f"it is not {IMAGE_FORMATS}, or its header is damaged; it may be truncated: land it again"

@@ -4,6 +4,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from ae_pipeline.config.limits import LimitsConfig
 from ae_pipeline.config.source import ImagesConfig, ImageSize
 from ae_pipeline.ingestion.images import Pixels, UnreadableImageError
 
@@ -22,7 +23,7 @@ def shape_image(pixels: Pixels, images: ImagesConfig) -> Pixels:
         Image of the same type.
 
     Raises:
-        UnreadableImageError: The image has other channels than a mode, or is smaller than the crop.
+        UnreadableImageError: The image has other channels than a mode, is smaller than the crop, or becomes too large.
 
     >>> shape_image(np.zeros((30, 40, 1), np.uint8), ImagesConfig(mode="rgb", resize=15, crop=15)).shape
     (15, 15, 3)
@@ -58,7 +59,13 @@ def _resized(pixels: Pixels, size: int | ImageSize) -> Pixels:
     height, width = pixels.shape[:2]
     if isinstance(size, int):
         scale = size / min(height, width)
-        size = (size, max(1, round(width * scale))) if height <= width else (max(1, round(height * scale)), size)
+        longer = max(1, round(max(height, width) * scale))
+        if size * longer > LimitsConfig().pixels:
+            raise UnreadableImageError(
+                f"it has {height:,}×{width:,} pixels, and images.resize={size} for its shorter side makes them "
+                f"{size * longer:,}; land it in parts, or set images.resize to a height and a width"
+            )
+        size = (size, longer) if height <= width else (longer, size)
     if size == (height, width):
         return pixels
     planes = [

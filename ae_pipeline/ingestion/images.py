@@ -133,11 +133,22 @@ def _channel_axis(images: "_Arrays", name: str, *, is_known: bool) -> str:
         return "first" if can_be_first else "last"
     if is_known or (shapes[:, 2] <= 1).all():
         return "last"
-    shape = "×".join(map(str, shapes[0]))
+    fits_first, fits_last = (shapes[:, axis] <= _MAX_CHANNELS for axis in (0, 2))
+    only_first, only_last = shapes[fits_first & ~fits_last], shapes[fits_last & ~fits_first]
+    if len(only_first) and len(only_last):
+        raise UnreadableFileError(
+            f"column {name!r} has arrays of {_times(only_first[0])}, with the channels first, and of "
+            f"{_times(only_last[0])}, with the channels last; land all arrays with one order of axes"
+        )
+    shape = _times(shapes[0])
     raise UnreadableFileError(
         f"column {name!r} has arrays of {shape}, and the channels can be the first or the last axis; set "
         "images.channels to first or last in the YAML"
     )
+
+
+def _times(shape: npt.NDArray[np.int64]) -> str:
+    return "×".join(map(str, shape))
 
 
 def _decode_all(values: list[bytes | None], decode: Callable[[bytes], Pixels]) -> ImageColumn:

@@ -233,6 +233,8 @@ def ingest(dataset: Dataset, today: dt.date, *, accepts_removal: bool = False) -
     landed = landing.files
     if landing.others:
         logger.warning(f"{landing_address(dataset)}: {landing.describe_others()}")
+    if config.images and landing.masks:
+        landing.log_masks(config.images)
     already_read = {}
     if not paths.contract.exists():
         load_landed(paths, landed.values())

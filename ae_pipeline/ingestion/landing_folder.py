@@ -1,37 +1,38 @@
 """The landing folder of a dataset: which files are read, and why the others are not."""
 
+import logging
 import os
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from ae_pipeline.common.deprecation import warn_deprecated
 from ae_pipeline.common.errors import StorageError
-from ae_pipeline.common.text import pluralize, printable_path
+from ae_pipeline.common.text import abbreviate, pluralize, printable_path
 from ae_pipeline.config.pipeline import PipelineConfig
-from ae_pipeline.config.source import SourceConfig
+from ae_pipeline.config.source import ImagesConfig, SourceConfig
+from ae_pipeline.ingestion.image_formats import IMAGE_FORMATS, is_read_format
 from ae_pipeline.ingestion.links import LinkChecker, is_link, surplus_files
-from ae_pipeline.ingestion.masks import is_mask
-from ae_pipeline.ingestion.readers.files import can_read
+from ae_pipeline.ingestion.masks import is_mask, mask_path
+from ae_pipeline.ingestion.readers.files import TEXT_SUFFIXES, can_read, format_of
 from ae_pipeline.ingestion.readers.image_metadata import is_metadata
 from ae_pipeline.ingestion.readers.json_lines import starts_with_array
-from ae_pipeline.ingestion.readers.pictures import is_image
+from ae_pipeline.ingestion.readers.pictures import FILE_COLUMN, is_image
+from ae_pipeline.ingestion.skipped_folders import reason_to_skip
 from ae_pipeline.storage.dataset import Dataset
 
-_NAMED_FILES = 5
-"""Number of files that a log line names."""
+logger = logging.getLogger(__name__)
 
-_FOREIGN_FOLDERS = {
-    "__MACOSX": "archives of macOS",
-    "@eaDir": "a network storage, which keeps thumbnails there",
-    "#recycle": "a network storage, which keeps deleted files there",
-    "$RECYCLE.BIN": "Windows, which keeps deleted files there",
-    "RECYCLER": "Windows, which keeps deleted files there",
-    "System Volume Information": "Windows",
-    "lost+found": "the file system",
-}
-"""Folders that programs create beside the files of people."""
+_NAMED_REASONS = 8
+"""Number of reasons that a log line has."""
+
+_HIDDEN = ("the folder '", "its name starts with '.'")
+"""How reasons start that concern no file of people."""
+
+_METADATA_SUFFIXES = (".csv", ".tsv")
+"""Suffixes of tables that people write about images."""
 
 
 def landing_folder(dataset: Dataset) -> Path:
@@ -62,16 +63,39 @@ class LandingFolder:
     Attributes:
         files: Files to read, by their printable path below the folder.
         others: Reason for each file that is not read.
+        masks: Files that are masks of images, by their printable path below the folder.
     """
 
     files: dict[str, Path]
     others: dict[str, str]
+    masks: dict[str, Path] = field(default_factory=dict)
 
     def describe_others(self) -> str:
-        """Return how many files are not read, with the first names and the reasons."""
-        named = "; ".join(f"{name}: {reason}" for name, reason in list(self.others.items())[:_NAMED_FILES])
-        more = f"; and {len(self.others) - _NAMED_FILES:,} more" if len(self.others) > _NAMED_FILES else ""
+        """Return how many files are not read for each reason, with the name of one; hidden files come last."""
+        reasons = sorted(
+            Counter(self.others.values()).items(), key=lambda item: (item[0].startswith(_HIDDEN), -item[1])
+        )
+        first = {reason: name for name, reason in reversed(self.others.items())}
+        named = "; ".join(
+            f"{first[reason]}{f' and {count - 1:,} more' if count > 1 else ''}: {reason}"
+            for reason, count in reasons[:_NAMED_REASONS]
+        )
+        rest = sum(count for _, count in reasons[_NAMED_REASONS:])
+        more = f"; and {rest:,} for other reasons" if rest else ""
         return f"{pluralize(len(self.others), 'file')} not read ({named}{more})"
+
+    def log_masks(self, images: ImagesConfig) -> None:
+        """Log how many masks belong to no image.
+
+        Args:
+            images: Settings for images.
+        """
+        used = {mask_path(name, images) for name in self.files}
+        if unused := [name for name in self.masks if name not in used]:
+            logger.warning(
+                f"{len(unused):,} of {pluralize(len(self.masks), 'mask')} belong to no image that landed "
+                f"({abbreviate(unused)}); rename them, or correct images.masks={images.masks!r}"
+            )
 
 
 def list_landing(dataset: Dataset) -> LandingFolder:
@@ -92,13 +116,24 @@ def list_landing(dataset: Dataset) -> LandingFolder:
         )
     files: dict[str, Path] = {}
     others: dict[str, str] = {}
-    links = LinkChecker(folder)
+    masks: dict[str, Path] = {}
+    links, unknown = LinkChecker(folder), _UnknownSuffixes()
     for entry in _find(folder, config.source.pattern):
         name, path = printable_path(entry.relative), folder / entry.relative
-        if is_mask(name, config.images) or is_metadata(name, config.images):
+        reason = reason_to_skip(entry.relative.split("/")[:-1])
+        if reason is None and entry.is_folder:
+            others[name] = reason_to_skip([path.name]) or "the folder cannot be read; grant this user read permission"
             continue
-        reason = None if entry.matches else f"it does not match {config.source.pattern!r}"
+        if reason is None and is_mask(name, config.images):
+            masks[name] = path
+            continue
+        if reason is None and is_metadata(name, config.images):
+            continue
+        if reason is None and not entry.matches:
+            reason = f"it does not match {config.source.pattern!r}"
         reason = reason or _reason_to_ignore(entry.relative, path, config)
+        if reason and config.images and entry.is_regular and not can_read(name, config.images):
+            reason = unknown.describe(path) or reason
         if reason is None and entry.is_regular:
             files[name] = path
             continue
@@ -110,21 +145,52 @@ def list_landing(dataset: Dataset) -> LandingFolder:
         elif not path.is_dir():
             others[name] = reason or "it is no regular file"
     others |= surplus_files(files, config.source.limits.files)
-    return LandingFolder({name: path for name, path in files.items() if name not in others}, others)
+    return LandingFolder({name: path for name, path in files.items() if name not in others}, others, masks)
 
 
 class _Entry(NamedTuple):
-    """Something in a landing folder that is no folder, except perhaps a link to one.
+    """Something in a landing folder that is no folder, except perhaps a link to one, or one that cannot be read.
 
     Attributes:
         relative: Path below the landing folder.
         is_regular: Whether it is known to be a regular file that no link has led to.
+        is_folder: Whether it is a folder that cannot be read.
         matches: Whether it matches the pattern.
     """
 
     relative: str
     is_regular: bool
+    is_folder: bool = False
     matches: bool = True
+
+
+class _UnknownSuffixes:
+    """Finds suffixes that hide images. Of each suffix, one file is looked into, because there can be many."""
+
+    def __init__(self) -> None:
+        self._reasons: dict[str, str | None] = {}
+
+    def describe(self, path: Path) -> str | None:
+        """Return why a file is not read, although it may be an image; None if it is none.
+
+        Args:
+            path: Path of a file whose suffix is not one of an image.
+        """
+        suffix = path.suffix.lower()
+        if suffix not in self._reasons:
+            named = f"its suffix is {suffix!r}" if suffix else "it has no suffix"
+            reason = f"{named}, but it holds an image that can be read; rename it to .png or .jpg"
+            self._reasons[suffix] = reason if _holds_image(path) else None
+        return self._reasons[suffix]
+
+
+def _holds_image(path: Path) -> bool:
+    """Return whether the content of a file is an image."""
+    try:
+        with path.open("rb") as file:
+            return is_read_format(file.read(16))
+    except OSError:
+        return False
 
 
 def _find(folder: Path, pattern: str) -> list[_Entry]:
@@ -138,21 +204,27 @@ def _find(folder: Path, pattern: str) -> list[_Entry]:
     return sorted(entries, key=lambda each: each.relative.split("/"))
 
 
-def _walk(folder: str, prefix: str) -> Iterator[tuple[str, bool]]:
-    """Yield the relative path of everything below a folder but folders, and whether it is a regular file.
+def _walk(folder: str, prefix: str) -> Iterator[tuple[str, bool, bool]]:
+    """Yield the relative path of everything below a folder, whether it is a regular file, and whether it is a folder.
 
-    Links are not followed. A path object for each of 200,000 files, and a look at its kind, would take seconds.
+    Folders are left out if they can be read. Links are not followed. A path object for each of 200,000 files, and a
+    look at its kind, would take seconds.
     """
     try:
         entries = os.scandir(folder)
-    except (PermissionError, FileNotFoundError):
+    except FileNotFoundError:
+        return
+    except PermissionError as error:
+        if not prefix:
+            raise StorageError(f"{folder} cannot be read; grant this user read permission") from error
+        yield prefix.rstrip("/"), False, True
         return
     with entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 yield from _walk(entry.path, f"{prefix}{entry.name}/")
             else:
-                yield prefix + entry.name, entry.is_file(follow_symlinks=False)
+                yield prefix + entry.name, entry.is_file(follow_symlinks=False), False
 
 
 def is_read(relative: str, folder: Path, config: PipelineConfig) -> bool:
@@ -169,20 +241,31 @@ def is_read(relative: str, folder: Path, config: PipelineConfig) -> bool:
 def _reason_to_ignore(relative: str, path: Path, config: PipelineConfig) -> str | None:
     """Return why a file is not read, or None. Cameras give the names of some pictures a leading `_`."""
     *folders, name = relative.split("/")
-    for folder in folders:
-        if folder.startswith("."):
-            return f"the folder {printable_path(folder)!r} is hidden"
-        if folder in _FOREIGN_FOLDERS:
-            return f"the folder {folder!r} belongs to {_FOREIGN_FOLDERS[folder]}"
+    if reason := reason_to_skip(folders):
+        return reason
     if name.startswith("."):
         return "its name starts with '.', as that of a file that is still being written"
     if not can_read(name, config.images):
-        return f"its suffix {path.suffix!r} is not one of a known format" if path.suffix else "it has no suffix"
+        remedy = f"; convert images to {IMAGE_FORMATS}" if config.images else ""
+        known = f"its suffix {path.suffix!r} is not one of a known format" if path.suffix else "it has no suffix"
+        return f"{known}{remedy}"
+    if _has_image_files(config) and (kind := format_of(name)[0]) in TEXT_SUFFIXES:
+        describes = (
+            f"; if it describes images, set images.metadata to {name!r}"
+            if name.lower().endswith(_METADATA_SUFFIXES)
+            else ""
+        )
+        return f"a {kind} file holds no images{describes}"
     if name.lower().endswith(".json") and path.is_file() and not _is_array(path):
         return "its content is no JSON array; rename it to .jsonl if each line is an object"
     if name.startswith("_") and not is_image(name):
         return "its name starts with '_', as that of a file that is still being written; rename it"
     return None
+
+
+def _has_image_files(config: PipelineConfig) -> bool:
+    """Return whether the rows are image files, and not rows of tables with images."""
+    return config.images is not None and FILE_COLUMN in config.identity
 
 
 def _is_array(path: Path) -> bool:
@@ -191,6 +274,8 @@ def _is_array(path: Path) -> bool:
 
 
 def _kinds(config: PipelineConfig) -> str:
+    if _has_image_files(config):
+        return "PNG, JPEG, WebP, BMP or TIFF"
     tables = "CSV, JSON, JSON Lines, Excel, Parquet, Arrow or Avro"
     return f"PNG, JPEG, WebP, BMP, TIFF, {tables}" if config.images else tables
 
@@ -211,6 +296,11 @@ def list_landed(dataset: Dataset) -> LandingFolder:
         raise StorageError(
             f"none of the files in {folder} can be read for {config.dataset!r}: {landing.describe_others()}; put "
             f"{_kinds(config)} files there"
+        )
+    if landing.masks and not landing.files and config.images:
+        raise StorageError(
+            f"all of {pluralize(len(landing.masks), 'file')} in {folder} are masks by images.masks="
+            f"{config.images.masks!r}, and none is an image; correct the pattern, so that it matches masks alone"
         )
     if not landing.files:
         raise StorageError(

@@ -52,16 +52,21 @@ def mask_path(name: str, images: ImagesConfig) -> str | None:
     return images.masks.format(**{"stem": PurePosixPath(name).stem, **match.groupdict("")})
 
 
-def read_mask(path: Path, images: ImagesConfig) -> npt.NDArray[np.bool_]:
+def read_mask(path: Path, images: ImagesConfig, max_pixels: int | None = None) -> npt.NDArray[np.bool_]:
     """Return which pixels of an image are anomalous, (height, width), with the size and crop of the image.
 
     A mask may number several classes, or give each a color: all but black is anomalous.
+
+    Args:
+        path: File of the mask.
+        images: Settings for images.
+        max_pixels: Maximum number of pixels; see `decode_image`.
 
     Raises:
         StorageError: The mask cannot be read.
     """
     try:
-        mask = decode_image(path.read_bytes())
+        mask = decode_image(path.read_bytes(), max_pixels)
         shaped = shape_image(_binary(mask), images.model_copy(update={"mode": "grey"}))
     except (OSError, UnreadableImageError) as error:
         raise StorageError(
@@ -81,3 +86,24 @@ def _binary(mask: Pixels) -> Pixels:
     is_numbered = mask.dtype.kind == "u" and top <= _MAX_CLASSES
     noise = 0 if is_numbered else top * _MAX_NOISE
     return np.where((colors > noise).any(axis=2, keepdims=True), 255, 0).astype(np.uint8)
+
+
+def require_size(size: tuple[int, int], of_map: tuple[int, int], path: Path, images: ImagesConfig) -> None:
+    """Raise an error unless a mask has the size of its image.
+
+    Args:
+        size: Height and width of the mask.
+        of_map: Those of the heat map, which patches that leave out or pad an edge make smaller or larger.
+        path: File of the mask.
+        images: Settings for images.
+
+    Raises:
+        StorageError: The sizes differ by more than patches explain.
+    """
+    less = (images.stride or images.patch or 1) if images.edge == "ignore" else 1
+    more = (images.patch or 1) if images.edge == "pad" else 1
+    if not all(-more < side - other < less for side, other in zip(size, of_map, strict=True)):
+        raise StorageError(
+            f"the mask {path} has {size[0]}×{size[1]} pixels, but its image {of_map[0]}×{of_map[1]}; land it with the "
+            "size of the image"
+        )

@@ -213,7 +213,7 @@ def _edits(contract: SchemaContract, dataset: Dataset) -> list[str]:
     last, settings = _last_contract(dataset), _last_settings(dataset.paths)
     pairs = (
         (dataset.paths.contract, _rules(last) if last else {}, _rules(contract)),
-        ("the YAML", settings, json.loads(json.dumps(_settings(dataset.config)))),
+        ("the YAML", _flat(settings), _flat(json.loads(json.dumps(_settings(dataset.config))))),
     )
     texts = []
     for source, old, new in pairs:
@@ -222,6 +222,15 @@ def _edits(contract: SchemaContract, dataset: Dataset) -> list[str]:
         more = f" and {len(changed) - _NAMED} more" if len(changed) > _NAMED else ""
         texts += [f"edits in {source}: {', '.join(edits)}{more}"] if edits else []
     return texts
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings with those of a section under a name such as `images.resize`."""
+    parts = (
+        {f"{key}.{name}": each for name, each in value.items()} if isinstance(value, dict) else {key: value}
+        for key, value in settings.items()
+    )
+    return {name: value for part in parts for name, value in part.items()}
 
 
 def _rules(contract: SchemaContract) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
+from ae_pipeline.config.columns import ImageShape
 from ae_pipeline.config.source import Dialect
 
 REJECTED_SCHEMA = {
@@ -78,6 +79,26 @@ def format_image(image: pl.Expr) -> pl.Expr:
     """Return an expression for the shape of an image as text, such as `32×32×1 uint8`."""
     fields = (image.struct.field(name) for name in ("height", "width", "channels", "dtype"))
     return pl.format("{}×{}×{} {}", *fields)
+
+
+def shape_problem(name: str, image: pl.Expr, shape: ImageShape) -> pl.Expr:
+    """Return an expression for why an image of another shape than the schema contract says is rejected.
+
+    Args:
+        name: Image column, for a format of polars.
+        image: Images.
+        shape: Shape in the schema contract.
+    """
+    is_other = {key: image.struct.field(key) != getattr(shape, key) for key in ("height", "width", "channels")}
+    setting = (
+        pl.when(is_other["channels"])
+        .then(pl.lit("set images.mode in the YAML, "))
+        .when(is_other["height"] | is_other["width"])
+        .then(pl.lit("set images.resize in the YAML to a height and a width, "))
+        .otherwise(pl.lit(""))
+    )
+    remedy = "correct it at the source, or change the rule in the schema contract"
+    return pl.format(f"{name} is {{}}, but the contract says {shape}; {{}}{remedy}", format_image(image), setting)
 
 
 def plain_text(rows: pl.DataFrame) -> pl.DataFrame:

@@ -31,6 +31,9 @@ _SHOWN = 6
 _MAX_SIDE = 320
 """Pixels of a picture on the page in width or height."""
 
+_MAX_NAME_BYTES = 200
+"""Bytes of an image's name in that of a file. A disk takes 255, with the digest and what a temporary file adds."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class HeatPicture:
@@ -142,9 +145,7 @@ def export_maps(
     make_folder(folder)
     for row in chosen.iter_rows(named=True):
         image, heat = _maps(row, dataset, bundle)
-        plain = re.sub(r"[^\w.-]", "_", row[IMAGE_ID])
-        # The digest tells a/b.png from a_b.png.
-        path = folder / f"{plain}-{hash_json(row[IMAGE_ID])[:6]}.{kind}"
+        path = folder / f"{file_stem(row[IMAGE_ID])}.{kind}"
         with atomic_write(path) as temporary:
             if kind == "npy":
                 with temporary.open("wb") as file:
@@ -153,6 +154,12 @@ def export_maps(
                 scale = Scale.up_to(float(heat.max()), 1.0)
                 overlay(image, heat, bundle.pixel_threshold, scale).save(temporary, "PNG")
         yield path
+
+
+def file_stem(name: str) -> str:
+    """Return a name that every disk takes, for the files of an image. Its digest tells a/b.png from a_b.png."""
+    plain = re.sub(r"[^\w.-]", "_", name).encode()[:_MAX_NAME_BYTES].decode(errors="ignore")
+    return f"{plain}-{hash_json(name)[:6]}"
 
 
 def _strangest(

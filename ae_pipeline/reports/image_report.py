@@ -1,20 +1,24 @@
 """Verdicts on whole images, and their heat maps measured against masks."""
 
+import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from ae_pipeline.common.errors import StorageError
+from ae_pipeline.common.text import abbreviate, pluralize
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.detector.heat_maps import each_image, heat_map
-from ae_pipeline.detector.image_verdicts import IMAGE_ID, has_patches, image_id, image_of_row
+from ae_pipeline.detector.image_verdicts import IMAGE_ID, has_patches, identity_values, image_id, image_of_row
 from ae_pipeline.features.split import LABEL
-from ae_pipeline.ingestion.landing_folder import landing_folder
-from ae_pipeline.ingestion.masks import mask_path, read_mask
+from ae_pipeline.ingestion.landing_folder import list_landing
+from ae_pipeline.ingestion.masks import mask_path, read_mask, require_size
 from ae_pipeline.ingestion.patches import PATCH_COLUMNS
+from ae_pipeline.ingestion.readers.pictures import FILE_COLUMN
 from ae_pipeline.latents.images import publish_images
 from ae_pipeline.latents.read import PublishedDay
 from ae_pipeline.monitoring.feedback import marks_of
@@ -33,6 +37,8 @@ from ae_pipeline.scoring.pixels import PixelMeasures, PixelMeter
 from ae_pipeline.storage.dataset import Dataset
 from ae_pipeline.storage.parquet import whole
 from ae_pipeline.storage.paths import ALL_ROWS
+
+logger = logging.getLogger(__name__)
 
 _SHOWN = 50
 """Images that the page lists."""
@@ -205,7 +211,7 @@ def _measure_pixels(
     if config.images is None or config.images.masks is None:
         return None
     chosen = _with_masks(known, dataset, math.prod(bundle.encoder.shape))
-    meter = PixelMeter()
+    meter, problems = PixelMeter(), list[str]()
     for day in sorted(files):
         of_day = chosen.filter(pl.col("day") == day)
         if of_day.is_empty():
@@ -221,9 +227,19 @@ def _measure_pixels(
             if (mask := masks[name]) is None:
                 meter.add(heat, heat < 0)
                 continue
-            anomalous = read_mask(Path(mask), config.images)
+            try:
+                anomalous = read_mask(Path(mask), config.images, config.source.limits.pixels)
+                require_size(anomalous.shape, heat.shape, Path(mask), config.images)
+            except StorageError as error:
+                problems.append(str(error))
+                continue
             high, wide = (min(sides) for sides in zip(heat.shape, anomalous.shape, strict=True))
             meter.add(heat[:high, :wide], anomalous[:high, :wide])
+    if problems:
+        logger.warning(
+            f"{pluralize(len(problems), 'mask')} cannot be used, and the measures of pixels leave out their images; "
+            f"the first one: {problems[0]}"
+        )
     return meter.measure()
 
 
@@ -235,17 +251,29 @@ def _with_masks(known: pl.DataFrame, dataset: Dataset, elements: int) -> pl.Data
         dataset: Configuration and paths of the dataset.
         elements: Number of values of a patch.
     """
-    config, folder = dataset.config, landing_folder(dataset)
+    config = dataset.config
     assert config.images is not None
-    names = [name for name in config.identity if name not in PATCH_COLUMNS]
-    masks = []
-    for identity in known[IMAGE_ID]:
-        file = identity if names == ["file"] else identity.split("|")[names.index("file")]
-        path = mask_path(file, config.images)
-        masks.append(str(folder / path) if path and (folder / path).is_file() else None)
+    try:
+        landed = list_landing(dataset).masks
+    except StorageError:  # the folder is gone
+        landed = {}
+    index = [name for name in config.identity if name not in PATCH_COLUMNS].index(FILE_COLUMN)
+    paths = (mask_path(identity_values(identity)[index], config.images) for identity in known[IMAGE_ID])
+    masks = [str(landed[path]) if path in landed else None for path in paths]
     usable = known.with_columns(mask=pl.Series(masks, dtype=pl.String)).filter(
         pl.col("held_out").fill_null(value=False),
         pl.col("mask").is_not_null() | ~pl.col(LABEL).fill_null(value=True),
     )
+    if unknown := _without_mask(known, masks):
+        logger.warning(
+            f"the measures of pixels leave out {pluralize(len(unknown), 'anomalous image')} without a mask "
+            f"({abbreviate(unknown)}); land their masks, or correct images.masks"
+        )
     cost = (pl.col("patches") * elements).cum_sum().over(pl.col("mask").is_null())
     return usable.sort(pl.col(IMAGE_ID).hash(seed=0), IMAGE_ID).filter(cost <= _MAX_ELEMENTS / 2)
+
+
+def _without_mask(known: pl.DataFrame, masks: Sequence[str | None]) -> list[str]:
+    """Return the held-out images that are known anomalies and have no mask."""
+    is_anomalous = (known[LABEL] & known["held_out"]).fill_null(value=False)
+    return sorted(known.filter(is_anomalous & pl.Series(masks, dtype=pl.String).is_null())[IMAGE_ID])

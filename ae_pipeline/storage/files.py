@@ -6,6 +6,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 from ae_pipeline.common.errors import StorageError
 
@@ -25,7 +26,7 @@ def make_folder(path: Path) -> Path:
         blocking = next(p for p in (path, *path.parents) if p.exists() and not p.is_dir())
         raise StorageError(f"expected a directory at {blocking}, found a file; move or delete it") from error
     except OSError as error:
-        raise translate_os_error(error, path) from error
+        raise_os_error(error, path)
     return path
 
 
@@ -55,7 +56,7 @@ def temporary_beside(path: Path) -> Iterator[Path]:
     try:
         yield temporary
     except OSError as error:
-        raise translate_os_error(error, path) from error
+        raise_os_error(error, path)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -100,15 +101,19 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def translate_os_error(error: OSError, path: Path) -> OSError | StorageError:
-    """Return a `StorageError` that names the remedy, or the error itself if there is no known remedy.
+def raise_os_error(error: OSError, path: Path) -> NoReturn:
+    """Raise a `StorageError` that names the remedy, or the error itself if there is no known remedy.
 
     Args:
         error: Error of a write.
         path: File or folder that was being written.
     """
     if error.errno in _NO_SPACE:
-        return StorageError(f"no space left while writing {path}, which is unchanged; free some space and run again")
-    if error.errno in _NO_PERMISSION:
-        return StorageError(f"{path} cannot be written ({error.strerror}); grant this user write permission")
-    return error
+        message = f"no space left while writing {path}, which is unchanged; free some space and run again"
+    elif error.errno in _NO_PERMISSION:
+        message = f"{path} cannot be written ({error.strerror}); grant this user write permission"
+    elif error.errno == errno.ENAMETOOLONG:
+        message = f"the disk refuses the name of {path}, because it is too long; choose a shorter one"
+    else:
+        raise error
+    raise StorageError(message) from error

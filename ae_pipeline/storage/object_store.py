@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ae_pipeline.common.errors import ConfigError, StorageError, UnavailableError
 from ae_pipeline.common.text import first_line
-from ae_pipeline.storage.files import translate_os_error
+from ae_pipeline.storage.files import raise_os_error
 
 if TYPE_CHECKING:
     from obstore import GetOptions, PutMode
@@ -169,7 +169,7 @@ class ObjectStore:
                     digest.update(chunk)
                     file.write(chunk)
         except OSError as error:
-            raise translate_os_error(error, target) from error
+            raise_os_error(error, target)
         return digest.hexdigest(), version
 
     def list(self, folder: str) -> list[ListedObject]:

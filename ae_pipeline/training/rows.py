@@ -17,7 +17,7 @@ from torch import Tensor
 from ae_pipeline.common.parallel import prefetch
 from ae_pipeline.encoding.blocks import Matrix
 from ae_pipeline.encoding.packing import Packing
-from ae_pipeline.storage.files import make_folder, translate_os_error
+from ae_pipeline.storage.files import make_folder, raise_os_error
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ class OnDisk:
                 records = packing.pack(rows)
                 self._write(records if latents is None else np.hstack([records, latents]), rng)
         except OSError as error:
-            raise translate_os_error(error, folder) from error
+            raise_os_error(error, folder)
         self._mean = np.asarray(total / max(self._count, 1), np.float32)
 
     def _write(self, records: Matrix, rng: np.random.Generator) -> None:

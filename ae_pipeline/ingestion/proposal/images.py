@@ -1,6 +1,7 @@
 """Propose the YAML of a dataset of image files: layout of the folders, size, and rows as images or patches."""
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -8,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median_low
 
-from PIL import Image, UnidentifiedImageError
-
 from ae_pipeline.common.errors import StorageError
-from ae_pipeline.common.text import pluralize
+from ae_pipeline.common.text import pluralize, printable_path
+from ae_pipeline.config.limits import LimitsConfig
+from ae_pipeline.ingestion.image_files import look_at_image
+from ae_pipeline.ingestion.skipped_folders import is_skipped
 
 PATCH, STRIDE, RESIZED = 32, 16, 256
 """Sides that are proposed, in pixels: of a patch, from one patch to the next, and the shorter side of large images."""
@@ -22,7 +24,7 @@ _MAX_WHOLE = 64
 _READ_FILES = 200
 """Images whose size and channels the proposal rests on."""
 
-_MODES = {"1": "grey", "L": "grey", "LA": "grey", "I;16": "grey", "I": "grey", "F": "grey"}
+_MODES = {"1": "grey", "L": "grey", "LA": "grey", "I": "grey", "F": "grey"}
 
 
 @dataclass(frozen=True)
@@ -47,20 +49,30 @@ class _Layout:
         return "Data/Images/" if self.name == "VisA" else ""
 
 
+_MVTEC_CONDITIONS = (
+    "label: defect <> 'good' # the report measures the scores with it",
+    "training:",
+    "  where: split = 'train' # test images are scored, and never in the training",
+    "  only_normal: true",
+)
 _LAYOUTS = (
     _Layout(
         "MVTec AD",
-        re.compile(r"(?:^|/)train/good/[^/]+$"),
+        re.compile(r"^train/good/[^/]+$"),
         (
             "path: (?P<split>train|test)/(?P<defect>[^/]+)/ # folders become columns",
             'masks: "ground_truth/{defect}/{stem}_mask.png" # measure heat maps with them',
         ),
+        _MVTEC_CONDITIONS,
+    ),
+    _Layout(
+        "MVTec AD, with a folder for each product (a dataset for each gives each its own model)",
+        re.compile(r"/train/good/[^/]+$"),
         (
-            "label: defect <> 'good' # the report measures the scores with it",
-            "training:",
-            "  where: split = 'train' # test images are scored, and never in the training",
-            "  only_normal: true",
+            "path: ^(?P<product>.+)/(?P<split>train|test)/(?P<defect>[^/]+)/ # folders become columns",
+            'masks: "{product}/ground_truth/{defect}/{stem}_mask.png" # measure heat maps with them',
         ),
+        _MVTEC_CONDITIONS,
     ),
     _Layout(
         "VisA",
@@ -159,15 +171,15 @@ def _sizes(paths: Sequence[Path]) -> tuple[Counter[tuple[int, int]], Counter[str
     sides: Counter[tuple[int, int]] = Counter()
     modes: Counter[str] = Counter()
     for path in paths:
-        try:
-            with Image.open(path) as image:
-                sides[image.height, image.width] += 1
-                modes[_MODES.get(image.mode, "rgba" if image.mode in {"RGBA", "PA"} else "rgb")] += 1
-        except (OSError, UnidentifiedImageError, ValueError, SyntaxError):  # it goes to quarantine later
-            continue
+        look = look_at_image(path)
+        if look and math.prod(look[:2]) <= LimitsConfig().pixels:  # others go to quarantine later
+            height, width, mode = look
+            sides[height, width] += 1
+            modes[_MODES.get(mode.partition(";")[0], "rgba" if mode in {"RGBA", "PA"} else "rgb")] += 1
     if not sides:
         raise StorageError(
-            f"none of {pluralize(len(paths), 'image')} can be read, such as {paths[0]}; give other images"
+            f"none of {pluralize(len(paths), 'image')} can be read, such as "
+            f"{printable_path(str(paths[0]))}; give other images"
         )
     return sides, modes
 
@@ -180,7 +192,7 @@ def describe_unread(folder: Path) -> str:
     """Return how many images below a folder have a format that is not read, and the remedy; empty if none has."""
     if not (unread := images_in(folder, OTHER_SUFFIXES)):
         return ""
-    name = unread[0].relative_to(folder)
+    name = printable_path(str(unread[0].relative_to(folder)))
     return f"{pluralize(len(unread), 'image')} such as {name} cannot be read; convert them to JPEG or PNG"
 
 
@@ -192,4 +204,4 @@ def images_in(folder: Path, suffixes: Sequence[str]) -> list[Path]:
         suffixes: Suffixes of image files.
     """
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
-    return [path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    return [path for path in paths if not is_skipped(path, folder)]

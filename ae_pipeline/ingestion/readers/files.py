@@ -29,7 +29,10 @@ _JSON_LINES = (".jsonl", ".ndjson")
 _JSON = ".json"
 _EXCEL = (".xlsx",)
 
-TABLE_SUFFIXES = (*_DELIMITED, *_JSON_LINES, _JSON, *_EXCEL, *COLUMNAR_SUFFIXES)
+TEXT_SUFFIXES = (*_DELIMITED, *_JSON_LINES, _JSON, *_EXCEL)
+"""Suffixes of the formats of tables whose values are texts, which hold no images."""
+
+TABLE_SUFFIXES = (*TEXT_SUFFIXES, *COLUMNAR_SUFFIXES)
 """Suffixes of the formats of tables."""
 
 

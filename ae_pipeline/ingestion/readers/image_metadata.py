@@ -1,6 +1,7 @@
 """Metadata of images: CSV files beside them, whose columns are joined by the path of each image."""
 
 import logging
+import posixpath
 import unicodedata
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ from ae_pipeline.config.source import ImagesConfig, SourceConfig
 from ae_pipeline.ingestion.patches import PATCH_COLUMNS
 from ae_pipeline.ingestion.readers.delimited import read_delimited
 from ae_pipeline.ingestion.rows import ORIGIN_COLUMNS, FileRows, UnreadableFileError, rejected_rows
+from ae_pipeline.ingestion.skipped_folders import is_skipped
 from ae_pipeline.storage.hashing import hash_json
 
 logger = logging.getLogger(__name__)
@@ -68,10 +70,20 @@ class ImageMetadata:
             file: Its rows.
         """
         key = _key(name)
-        values = self.rows.get(key, (None,) * len(self.columns))
-        columns = (pl.lit(value, pl.String).alias(column) for column, value in zip(self.columns, values, strict=True))
-        rows = file.rows.with_columns(*columns)
-        if reason := self.problems.get(key):
+        values = dict(zip(self.columns, self.rows.get(key, (None,) * len(self.columns)), strict=True))
+        of_path = file.rows.row(0, named=True) if file.rows.height else {}
+        merged = merged_texts({column: of_path[column] for column in self.columns if of_path.get(column)}, values)
+        rows = file.rows.with_columns(
+            *(pl.lit(value, pl.String).alias(column) for column, value in (merged or values).items())
+        )
+        reason = self.problems.get(key)
+        if merged is None:
+            column = next(column for column in self.columns if values[column] not in {None, of_path.get(column)})
+            reason = (
+                f"{column} is {of_path[column]!r} in its path, and {values[column]!r} in {self.sources[key]}; correct "
+                "one of them, or rename the column"
+            )
+        if reason:
             rejected = rejected_rows([(1, "file: metadata", reason, name)])
             return replace(file, rows=rows.clear(), rejected=pl.concat([file.rejected, rejected]))
         return replace(file, rows=rows)
@@ -86,17 +98,38 @@ class ImageMetadata:
             return
         landed = {_key(name): name for name in images}
         described = {*self.rows, *self.problems}
-        if without := [landed[key] for key in landed.keys() - described]:
+        without = sorted(landed[key] for key in landed.keys() - described)
+        if without:
             logger.warning(
-                f"{len(without):,} of {pluralize(len(landed), 'image')} have no metadata "
-                f"({abbreviate(sorted(without))}); their columns are missing values: add a line for each, if that is "
-                "not intended"
+                f"there are no metadata for {len(without):,} of {pluralize(len(landed), 'image')} "
+                f"({abbreviate(without)}); their columns are missing values: add a line for each, if that is not "
+                "intended"
             )
         if unknown := sorted(described - landed.keys()):
+            stems = {PurePosixPath(name).stem.casefold(): name for name in reversed(without)}
+            meant = ((name, stems.get(PurePosixPath(name).stem.casefold())) for name in unknown)
+            hint = next((f", such as {path} for {name}" for name, path in meant if path), "")
             logger.warning(
                 f"the metadata name {pluralize(len(unknown), 'image')} that did not land ({abbreviate(unknown)}; first "
-                f"in {self.sources[unknown[0]]}); write paths relative to the folder of the metadata file"
+                f"in {self.sources[unknown[0]]}); write paths relative to the folder of the metadata file{hint}"
             )
+
+
+def merged_texts(
+    of_path: Mapping[str, str | None], described: Mapping[str, str | None]
+) -> dict[str, str | None] | None:
+    """Return the texts of an image by their column; None if its path and its metadata differ.
+
+    Args:
+        of_path: Texts that its path gives.
+        described: Texts of its metadata. None is no text.
+
+    >>> merged_texts({"line": "L1"}, {"line": None, "shift": "2"}), merged_texts({"line": "L1"}, {"line": "L2"})
+    ({'line': 'L1', 'shift': '2'}, None)
+    """
+    if any(described.get(column) not in {None, text} for column, text in of_path.items() if text is not None):
+        return None
+    return {**of_path, **{name: text for name, text in described.items() if text is not None or name not in of_path}}
 
 
 def is_metadata(name: str, images: ImagesConfig | None) -> bool:
@@ -120,7 +153,8 @@ def load_image_metadata(folder: Path, config: PipelineConfig) -> ImageMetadata:
     """
     if config.images is None or config.images.metadata is None:
         return ImageMetadata()
-    paths = sorted(path for path in folder.rglob(config.images.metadata) if path.is_file())
+    named = folder.rglob(config.images.metadata)
+    paths = sorted(path for path in named if not is_skipped(path, folder) and path.is_file())
     stats = tuple((path, (stat := path.stat()).st_size, stat.st_mtime_ns) for path in paths)
     return _load(folder, stats, config.images, config.event_time, config.source) if stats else ImageMetadata()
 
@@ -176,7 +210,8 @@ def _entries(
         if row[key] is None:
             raise SchemaError(f"line {row['_row_number']:,} of {name} names no image; write its path as {key}")
         values = {column: row[column] for column in names if column != key}
-        yield row["_row_number"], _key(str(folder / row[key].strip().replace("\\", "/"))), values
+        image = posixpath.normpath(folder / printable_path(row[key].strip().replace("\\", "/")))
+        yield row["_row_number"], _key(image), values
 
 
 def _key(name: str) -> str:

@@ -14,6 +14,7 @@ from ae_pipeline.ingestion.image_shape import shape_image
 from ae_pipeline.ingestion.images import Pixels, UnreadableImageError, little_endian
 from ae_pipeline.ingestion.readers.failures import library_errors_as
 from ae_pipeline.ingestion.readers.files import ReadOptions, completed
+from ae_pipeline.ingestion.readers.image_metadata import merged_texts
 from ae_pipeline.ingestion.readers.pictures import is_image, undecoded_image, values_of_path
 from ae_pipeline.ingestion.rows import IMAGE_STRUCT, FileRows
 
@@ -69,7 +70,9 @@ def read_image_row(name: str, data: bytes, options: ReadOptions) -> ImageRow | F
     values, described = values_of_path(name, images), options.metadata.values_of(name)
     if values is None or described is None:
         return None
-    texts = {**values, images.column: None, **described}
+    texts = merged_texts({**values, images.column: None}, described)
+    if texts is None:  # `read_file` rejects it
+        return None
     if not options.left_out.isdisjoint(texts):
         return None
     pixels: Pixels | None = None

@@ -7,7 +7,8 @@ from dataclasses import replace
 import polars as pl
 
 from ae_pipeline.config.source import ImagesConfig
-from ae_pipeline.ingestion.image_files import IMAGE_SUFFIXES, decode_image
+from ae_pipeline.ingestion.image_files import decode_image
+from ae_pipeline.ingestion.image_formats import IMAGE_SUFFIXES
 from ae_pipeline.ingestion.image_shape import shape_image
 from ae_pipeline.ingestion.images import UnreadableImageError, image_struct, pixels_of
 from ae_pipeline.ingestion.patches import PATCH_COLUMNS, cut_patches

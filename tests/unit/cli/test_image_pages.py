@@ -5,7 +5,9 @@ import datetime as dt
 import html
 import io
 import re
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +17,7 @@ from starlette.testclient import TestClient
 
 from ae_pipeline.cli.data_files import data_app
 from ae_pipeline.cli.guard import Guard, access
+from ae_pipeline.cli.main import main
 from ae_pipeline.config.columns import ImageShape
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.features.build import build_features_day, feature_columns
@@ -95,3 +98,27 @@ def test_the_page_of_a_day_shows_what_landed(tmp_path: Path, monkeypatch: pytest
             assert gray.shape == landed[name].shape
             assert np.corrcoef(gray.ravel(), landed[name].ravel())[0, 1] > 0.99, name
     assert next(iter(shown)) == SPOTTED, "the highest score is first"
+
+
+@pytest.mark.parametrize("day", [None, "2024-03-01"])
+def test_a_command_that_writes_no_heat_map_says_why(
+    day: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written: list[Path] = []
+    project = SimpleNamespace(
+        dataset=lambda _: SimpleNamespace(paths=SimpleNamespace(reports=Path("reports"))),
+        workspace=SimpleNamespace(locked=lambda _: nullcontext()),
+        tracker=None,
+    )
+    monkeypatch.setattr("ae_pipeline.cli.main.Project.load", lambda: project)
+    monkeypatch.setattr("ae_pipeline.lifecycle.publish.load_table_model", lambda *_: (SimpleNamespace(version=1), None))
+    monkeypatch.setattr("ae_pipeline.reports.heat_pictures.export_maps", lambda *_: iter(written))
+    command = ["page", "shop", *([day] if day else []), "--maps", "png"]
+    assert main(command) == 0
+    of_day = f"of {day} " if day else ""
+    assert capsys.readouterr().err.endswith(f"no image {of_day}is flagged, so no heat map is written\n")
+    written.append(Path("a.png"))
+    assert main(command) == 0
+    captured = capsys.readouterr()
+    assert captured.out.endswith("a.png\n")
+    assert "no image" not in captured.err

@@ -1,7 +1,10 @@
 """`ae-pipeline new`: what it prints, writes and refuses."""
 
+import os
 import re
 import shutil
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +253,20 @@ def test_the_layout_of_mvtec_is_recognized(tmp_path: Path) -> None:
     assert (folder / mask).is_file()
 
 
+def test_a_folder_of_many_products_in_the_layout_of_mvtec_keeps_their_masks(tmp_path: Path) -> None:
+    names = [f"{kind}/train/good/{index:03d}.png" for kind in ("bottle", "cable") for index in range(20)]
+    names += ["bottle/test/broken/000.png", "bottle/ground_truth/broken/000_mask.png"]
+    text = plan(tmp_path, [folder := land_images(tmp_path, names)], "products").text
+    assert "# Proposed from 41 images in the layout of MVTec AD, with a folder for each product (" in text
+    config = PipelineConfig.model_validate(attributes(text))
+    assert config.images is not None
+    mask = mask_path("bottle/test/broken/000.png", config.images)
+    assert mask == "bottle/ground_truth/broken/000_mask.png"
+    assert (folder / mask).is_file()
+    assert mask_path("bottle/ground_truth/broken/000_mask.png", config.images) is None
+    assert re.search(config.images.path or "", mask) is None
+
+
 def test_the_layout_of_visa_is_recognized(tmp_path: Path) -> None:
     names = [f"Data/Images/Normal/{index:04d}.JPG" for index in range(20)]
     names += [f"Data/Images/Anomaly/{index:03d}.JPG" for index in range(3)]
@@ -290,6 +307,37 @@ def test_the_longest_side_decides_whether_an_image_is_a_row(tmp_path: Path) -> N
     folder = land_images(tmp_path, [f"b{index}.png" for index in range(10)], (30, 30), "L")
     config = PipelineConfig.model_validate(attributes(plan(tmp_path, [folder], "digits").text))
     assert config.identity == ("file", "top", "left")
+
+
+def test_what_lies_beside_images_decides_nothing(tmp_path: Path) -> None:
+    folder = land_images(tmp_path, [f"{index}.jpg" for index in range(20)], (28, 30))
+    land_images(tmp_path, ["@eaDir/0.jpg", ".git/1.jpg", "__MACOSX/2.jpg"], (9, 9))
+    annotations = [f"labels/{index}.txt" for index in range(20)]
+    for name in [*annotations, "classes.txt", *(f".git/{index}.json" for index in range(30))]:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("0 0.5 0.5 0.1 0.1\n")
+    huge = struct.pack(">IIBBBBB", 2**31 - 1, 2**31 - 1, 8, 0, 0, 0, 0)
+    for name, body in (("huge.png", huge), ("wide.png", struct.pack(">IIBBBBB", 10**4, 10**4, 8, 0, 0, 0, 0))):
+        header = b"IHDR" + body
+        (folder / name).write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\r" + header + struct.pack(">I", zlib.crc32(header)))
+    Image.new("L", (5, 5)).save(folder / "a.png", "GIF")
+    (folder / os.fsdecode(b"caf\xe9.heic")).write_bytes(b"")
+    made = plan(tmp_path, [folder], "digits")
+    assert "# Proposed from 23 images.\n" in made.text
+    assert made.remarks == ("1 image such as caf\\xe9.heic cannot be read; convert them to JPEG or PNG",)
+    config = PipelineConfig.model_validate(attributes(made.text))
+    assert config.images is not None
+    assert (config.images.mode, config.images.patch) == (None, None)
+
+
+def test_the_size_of_a_photograph_is_that_of_the_upright_image(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for index in range(20):
+        Image.new("RGB", (40, 30)).save(folder / f"{index}.jpg", exif=exif if index else Image.Exif())
+    assert "resize: [40, 30] # the images have 2 sizes" in plan(tmp_path, [folder], "digits").text
 
 
 def test_five_images_are_too_few(tmp_path: Path) -> None:

@@ -231,6 +231,9 @@ def test_patches_of_an_image_file_get_the_scores_of_its_features(tmp_path: Path)
     assert (scores.rows, features.height) == (4, 4)
     joined = scores.scored.join(expected, on="row_id", maintain_order="left", suffix="_expected")
     np.testing.assert_allclose(joined["score"], joined["score_expected"], rtol=1e-9)
+    elsewhere = tmp_path / "7.png"
+    elsewhere.write_bytes(image.read_bytes())
+    np.testing.assert_array_equal(bundle.score_raw(elsewhere).scored["score"], scores.scored["score"])
     elsewhere = tmp_path / "broken.png"
     elsewhere.write_bytes(image.read_bytes()[:60])
     rejected = bundle.score_raw(elsewhere).rejected

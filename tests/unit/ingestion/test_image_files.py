@@ -1,6 +1,8 @@
 """Image files of all kinds: what is decoded, what is refused and why, and the size that images get."""
 
 import io
+import pickle
+import re
 import struct
 import threading
 import warnings
@@ -12,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tifffile
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from pydantic import ValidationError
@@ -45,6 +48,24 @@ def png(pixels: bytes, width: int, height: int, depth: int, color: int, *others:
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0))
     data = chunk(b"IDAT", zlib.compress(pixels))
     return b"\x89PNG\r\n\x1a\n" + header + b"".join(others) + data + chunk(b"IEND", b"")
+
+
+def tiff(values: npt.NDArray[Any], **options: Any) -> bytes:
+    """Return a TIFF that another library wrote."""
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, values, **{"photometric": "minisblack", **options})
+    return buffer.getvalue()
+
+
+def interlaced(pixels: npt.NDArray[Any]) -> bytes:
+    """Return an interlaced PNG in color."""
+    passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
+    parts = [pixels[top::down, left::right] for top, left, down, right in passes]
+    stored = pixels.dtype.newbyteorder(">")
+    rows = b"".join(b"\0" + row.astype(stored).tobytes() for part in parts if part.size for row in part)
+    header = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 8 * pixels.dtype.itemsize, 2, 0, 0, 1)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
 
 
 def segment(marker: int, body: bytes) -> bytes:
@@ -111,19 +132,139 @@ class TestFormats:
         data = encoded(Image.fromarray(NOISE), "TIFF", save_all=True, append_images=[preview])
         np.testing.assert_array_equal(decode_image(data), NOISE)
 
+    @pytest.mark.parametrize("others", [[NOISE[:10, :20]], [NOISE[:9], NOISE[:9]]], ids=["other page", "three pages"])
+    def test_pages_of_other_proportions_are_no_previews(self, others: list[npt.NDArray[Any]]) -> None:
+        pages = [Image.fromarray(other.copy()) for other in others]
+        with pytest.raises(UnreadableImageError, match=f"it has {len(pages) + 1} pages; land each page as a file"):
+            decode_image(encoded(Image.fromarray(NOISE), "TIFF", save_all=True, append_images=pages))
+
+    def test_a_preview_may_be_the_first_page(self) -> None:
+        preview = Image.fromarray(NOISE[::4, ::4].copy())
+        data = encoded(preview, "TIFF", save_all=True, append_images=[Image.fromarray(NOISE)])
+        np.testing.assert_array_equal(decode_image(data), NOISE)
+        with pytest.raises(UnreadableImageError, match="16×24 pixels, but"):  # not the size of the preview
+            decode_image(data, 16 * 24 - 1)
+
+    def test_a_page_that_says_it_is_a_preview_is_one(self) -> None:
+        buffer = io.BytesIO()
+        with tifffile.TiffWriter(buffer) as writer:
+            writer.write(NOISE, photometric="rgb")
+            writer.write(NOISE[:9], photometric="rgb", subfiletype=1)
+        np.testing.assert_array_equal(decode_image(buffer.getvalue()), NOISE)
+
+    @pytest.mark.parametrize(
+        ("byteorder", "dtype"),
+        [
+            *(("<", dtype) for dtype in ("int8", "int16", "uint16", "uint32", "int32", "float32")),
+            *((">", dtype) for dtype in ("int8", "int16", "uint16", "int32", "float32")),
+        ],
+    )
+    def test_a_tiff_has_the_values_that_other_readers_find(self, dtype: Any, byteorder: Any) -> None:
+        top = 2**24 if dtype.endswith("32") else np.iinfo(dtype).max
+        values = np.array([[0, 1, top - 1], [top, -1 if dtype[0] == "i" else 2, 7]]).astype(dtype)
+        for bigtiff in (False, True) if byteorder == "<" else (False,):
+            decoded = decode_image(tiff(values, byteorder=byteorder, bigtiff=bigtiff))
+            np.testing.assert_array_equal(decoded[:, :, 0], values)
+            assert decoded.dtype == (dtype if dtype == "uint16" else np.float32)
+
+    def test_large_integers_without_a_sign_are_refused_and_not_negative(self) -> None:
+        with pytest.raises(UnreadableImageError, match="exceeds 16,777,216"):
+            decode_image(tiff(np.full((4, 4), 2**32 - 1, np.uint32)))
+
+    @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+    def test_white_is_the_highest_value_even_if_it_is_stored_as_0(self, dtype: Any) -> None:
+        values = np.array([[0, 1, 200]], dtype)
+        decoded = decode_image(tiff(values, photometric="miniswhite"))
+        np.testing.assert_array_equal(decoded[:, :, 0], np.iinfo(dtype).max - values)
+
+    @pytest.mark.parametrize("dtype", ["uint16", "uint8"])
+    def test_color_of_16_bits_and_interlaced_color_keep_the_upper_bits(self, dtype: Any) -> None:
+        values = (NOISE.astype(np.uint16) * 257 if dtype == "uint16" else NOISE).astype(dtype)
+        np.testing.assert_array_equal(decode_image(interlaced(values)), NOISE)
+        np.testing.assert_array_equal(decode_image(tiff(values, photometric="rgb")), NOISE)
+
+    @pytest.mark.parametrize(
+        ("shape", "dtype", "kind"),
+        [
+            ((6, 7), "float64", "1 channel of 64-bit floating-point values"),
+            ((6, 7), "float16", "1 channel of 16-bit floating-point values"),
+            ((6, 7, 3), "float32", "3 channels of 32-bit floating-point values"),
+            ((6, 7, 5), "uint8", "5 channels of 8-bit integers"),
+            ((6, 7), "int64", "1 channel of 64-bit signed integers"),
+        ],
+    )
+    def test_the_kind_of_a_tiff_that_is_not_read_is_named(self, shape: tuple[int, ...], dtype: Any, kind: str) -> None:
+        photometric = "rgb" if shape[2:] == (3,) else "minisblack"
+        data = tiff(np.zeros(shape, dtype), photometric=photometric, planarconfig="contig" if shape[2:] else None)
+        with pytest.raises(UnreadableImageError, match=f"it is a TIFF with {kind}, which is not read; land it with 8"):
+            decode_image(data)
+
+    @pytest.mark.parametrize(
+        ("kind", "more"), [("WEBP", {"lossless": True}), ("PNG", {}), ("MPO", {"quality": 100, "subsampling": 0})]
+    )
+    def test_of_several_pictures_in_a_file_the_first_is_read(self, kind: str, more: dict[str, Any]) -> None:
+        flat = np.full_like(NOISE, 90)
+        data = encoded(flat, kind, save_all=True, append_images=[Image.fromarray(NOISE)], **more)
+        np.testing.assert_array_equal(decode_image(data), flat)
+
+    @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    def test_every_format_is_rotated_by_its_orientation(self, kind: str, orientation: int) -> None:
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        more = {"lossless": True} if kind == "WEBP" else {}
+        stored = decode_image(encoded(NOISE, kind, **more))
+        flipped = stored[:, ::-1] if orientation in {2, 4, 5, 7} else stored
+        turns = {3: 2, 4: 2, 5: 1, 6: -1, 7: -1, 8: 1}.get(orientation, 0)
+        expected = np.rot90(flipped, turns)
+        np.testing.assert_array_equal(decode_image(encoded(NOISE, kind, exif=exif, **more)), expected)
+
     @pytest.mark.parametrize(
         ("start", "found"),
         [
             (b"GIF89a", "it is a GIF"),
             (b"\x00\x00\x00\x1cftypheic", "it is a HEIC file"),
+            (b"\x00\x00\x00\x1cftyphevc", "it is a HEIC file"),
             (b"\x00\x00\x00\x1cftypavif", "it is an AVIF file"),
+            (b"\x00\x00\x00\x1cftypisom", "it is a video"),
             (b"8BPS", "it is a Photoshop file"),
+            (b"MM\0+\0\x08", "it is a BigTIFF with big-endian values"),
             (b"%PDF-1.7", "it is a PDF"),
+            (b"\xff\x4f\xff\x51", "it is a JPEG 2000 file"),
+            (b"\x00\x00\x00\x0cJXL \r\n", "it is a JPEG XL file"),
+            (b"\x93NUMPY\x01", "it is a NumPy array"),
+            (bytes(128) + b"DICM", "it is a DICOM file"),
+            (b"P5\n2 2\n255\n", "it is a Netpbm file"),
+            (b"\n<!DOCTYPE HTML><html>", "it is a web page, such as that of a failed download"),
+            (b"<?xml version='1.0'?><svg>", "it is an SVG or XML file"),
         ],
     )
     def test_other_formats_are_named(self, start: bytes, found: str) -> None:
         rejected = read("a.png", start + bytes(100)).rejected
         assert rejected["reason"].to_list() == [f"image: {found}; land it as PNG, JPEG, WebP, BMP or TIFF"]
+
+    @pytest.mark.parametrize(
+        ("data", "reason"),
+        [
+            (b"", "it is empty (0 bytes); land it again"),
+            (b"version https://git-lfs.github.com/spec/v1\n", "not the image; fetch the images with `git lfs pull`"),
+            (bytes(99), "or its header is damaged; it may be truncated: land it again"),
+            (b"II*\0" + bytes(99), "or its header is damaged; it may be truncated: land it again"),
+        ],
+    )
+    def test_what_is_no_image_has_a_remedy_of_its_own(self, data: bytes, reason: str) -> None:
+        with pytest.raises(UnreadableImageError, match=re.escape(reason) + "$"):
+            decode_image(data)
+
+    def test_only_the_limit_of_the_yaml_bounds_the_pixels(self) -> None:
+        row = b"\0" + bytes(10_000)
+        large = png(row * 9_500, 10_000, 9_500, 8, 0)  # 95 million, more than Pillow opens by default
+        reason = "it has 9,500×10,000 pixels, but source.limits.pixels is 50,000,000; land a smaller"
+        with pytest.raises(UnreadableImageError, match=reason):
+            decode_image(large)
+        assert decode_image(large, 95_000_000).shape == (9_500, 10_000, 1)
+        with pytest.raises(UnreadableImageError, match=r"60,000×60,000 pixels, but source\.limits\.pixels is 95,"):
+            decode_image(png(row, 60_000, 60_000, 8, 2), 95_000_000)
 
 
 class TestDamagedMetadata:
@@ -227,6 +368,17 @@ class TestShape:
         assert padded[1:6, 1:6].tolist() == image[:, :, 0].tolist()
         assert padded[[0, -1]].sum() == padded[:, [0, -1]].sum() == 0
 
+    @pytest.mark.parametrize("shape", [(1, 2000, 1), (2000, 1, 1)])
+    def test_a_narrow_image_is_not_enlarged_without_a_bound(self, shape: tuple[int, int, int]) -> None:
+        image = np.zeros(shape, np.uint8)
+        longer = 2000 * 64
+        expected = (64, longer, 1) if shape[0] == 1 else (longer, 64, 1)
+        assert shape_image(image, ImagesConfig(resize=64)).shape == expected
+        with pytest.raises(
+            UnreadableImageError, match=r"images\.resize=256 .* makes them 131,072,000; land it in parts"
+        ):
+            shape_image(image, ImagesConfig(resize=256))
+
     def test_an_image_smaller_than_the_crop_is_rejected_alone(self) -> None:
         images = [np.zeros((size, size, 3), np.uint8).tolist() for size in (8, 3)]
         buffer = io.BytesIO()
@@ -288,6 +440,27 @@ class TestChannelAxis:
         (last,) = arrays(read("a.parquet", self.column(*shape), channels="last"))
         (first,) = arrays(read("a.parquet", self.column(*shape), channels="first"))
         assert (last.shape, first.shape) == (shape, (shape[1], shape[2], shape[0]))
+
+    def test_two_orders_of_axes_in_one_file_are_named(self) -> None:
+        images = [np.zeros(shape, np.uint8).tolist() for shape in ((3, 8, 9), (8, 9, 3), (3, 9, 3))]
+        buffer = io.BytesIO()
+        pq.write_table(pa.table({"id": [1, 2, 3], "image": pa.array(images, _lists(3))}), buffer)
+        message = "arrays of 3×8×9, with the channels first, and of 8×9×3, with the channels last; land all"
+        with pytest.raises(UnreadableFileError, match=message):
+            read("a.parquet", buffer.getvalue())
+
+    def test_bytes_of_an_object_are_never_unpickled(self) -> None:
+        class Bomb:
+            def __reduce__(self) -> tuple[Any, ...]:
+                return pytest.fail, ("unpickled",)
+
+        arrays = io.BytesIO()
+        np.save(arrays, np.array([Bomb()], dtype=object))
+        buffer = io.BytesIO()
+        pq.write_table(pa.table({"id": [1, 2], "image": [arrays.getvalue(), pickle.dumps(Bomb())]}), buffer)
+        reasons = read("a.parquet", buffer.getvalue()).rejected["reason"].to_list()
+        assert reasons[0].startswith("image: it is a NumPy array; land it as PNG")
+        assert reasons[1].startswith("image: it is not PNG")
 
 
 def _lists(depth: int) -> pa.DataType:
@@ -406,7 +579,7 @@ class TestPlainPng:
 
 
 def test_threads_that_decode_at_once_leave_the_filters_of_warnings_as_they_were() -> None:
-    before = list(warnings.filters)
+    before, limit = list(warnings.filters), Image.MAX_IMAGE_PIXELS
     first, second = threading.Event(), threading.Event()
 
     def inside(mine: threading.Event, other: threading.Event) -> None:
@@ -420,3 +593,5 @@ def test_threads_that_decode_at_once_leave_the_filters_of_warnings_as_they_were(
     for thread in threads:
         thread.join()
     assert list(warnings.filters) == before
+    assert limit is not None
+    assert limit == Image.MAX_IMAGE_PIXELS

@@ -12,6 +12,7 @@ from PIL import Image
 
 from ae_pipeline.common.errors import SchemaError
 from ae_pipeline.ingestion.landing import unread_files
+from ae_pipeline.ingestion.landing_folder import list_landing
 from tests.support.datasets import REMEDY, TODAY, LandedDataset, assert_says, make_dataset
 
 UNDATED: dict[str, Any] = {"event_time": None, "start": None, "end": None}
@@ -42,8 +43,9 @@ def test_columns_are_joined_by_path(tmp_path: Path) -> None:
         ("b/metadata.csv", "file;line\nc.png;L2\n"),
         ("metadata.csv", "line\tfile_name\nL2\tb\\c.png\n"),
         ("metadata.csv", "﻿file,line\n./b/c.png,L2\nb/c.png,L2\n"),
+        ("a/metadata.csv", "file,line\r\n../b/c.png,L2\r\n"),
     ],
-    ids=["in the folder of the image", "of Windows", "written twice alike"],
+    ids=["in the folder of the image", "of Windows", "written twice alike", "in a folder beside"],
 )
 def test_paths_are_relative_to_the_metadata(tmp_path: Path, name: str, text: str) -> None:
     dataset = album(tmp_path, "b/c.png")
@@ -55,6 +57,44 @@ def test_letters_of_names_may_be_composed_or_not(tmp_path: Path) -> None:
     dataset = album(tmp_path, "cafe\u0301.png")
     dataset.land("metadata.csv", "file,line\ncaf\u00e9.png,L1\n")
     assert dataset.rows("line") == [("L1",)]
+
+
+@pytest.mark.parametrize("patch", [{}, {"patch": 4}], ids=["images", "patches"])
+def test_a_column_in_path_and_metadata_must_agree(tmp_path: Path, patch: dict[str, int]) -> None:
+    identity = {"identity": ["file", "top", "left"]} if patch else {}
+    names = ("L1/a.png", "L2/b.png", "L3/c.png", "L4/d.png")
+    dataset = album(tmp_path, *names, images={"path": "(?P<line>L[0-9])/", **patch}, **identity)
+    dataset.land("metadata.csv", "file,line,shift\nL1/a.png,L1,1\nL2/b.png,,2\nL3/c.png,L9,3\n")
+    expected = [("L1/a.png", "L1", 1), ("L2/b.png", "L2", 2), ("L4/d.png", "L4", None)]
+    assert sorted(set(dataset.rows("file", "line", "shift"))) == expected
+    ((name, _, rule, reason),) = dataset.quarantine()
+    assert (name, rule) == ("L3/c.png", "file: metadata")
+    assert reason == (
+        "line is 'L3' in its path, and 'L9' in metadata.csv, line 4; correct one of them, or rename the column"
+    )
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "latin-1"])
+@pytest.mark.parametrize("separator", [";", "\t", ","])
+def test_metadata_are_read_as_spreadsheets_write_them(tmp_path: Path, encoding: str, separator: str) -> None:
+    dataset = album(tmp_path, "é, ü.png")
+    text = f'file{separator}line{separator}weight\r\n"é, ü.png"{separator}Größe{separator}1.5\r\n'
+    dataset.land("metadata.csv", text.encode(encoding))
+    assert dataset.rows("line", "weight") == [("Größe", 1.5)]
+
+
+def test_metadata_of_names_that_cannot_be_printed_are_joined(tmp_path: Path) -> None:
+    dataset = album(tmp_path, "a\nb.png", "c#%.png")
+    dataset.land("metadata.csv", 'file,line\n"a\nb.png",1\nc#%.png,2\n')
+    assert dataset.rows("file", "line") == [("a\\x0ab.png", 1), ("c#%.png", 2)]
+
+
+@pytest.mark.parametrize("written", ["A.PNG", "a", "other/a.png", "/data/a.png"])
+def test_the_path_that_may_be_meant_is_named(tmp_path: Path, written: str, caplog: pytest.LogCaptureFixture) -> None:
+    dataset = album(tmp_path, "sub/a.png")
+    dataset.land("metadata.csv", f"file,line\n{written},L1\n")
+    dataset.ingest()
+    assert f"relative to the folder of the metadata file, such as sub/a.png for {written}" in caplog.text
 
 
 def test_the_event_time_can_come_from_the_metadata(tmp_path: Path) -> None:
@@ -84,7 +124,7 @@ def test_names_without_a_partner_are_logged(tmp_path: Path, caplog: pytest.LogCa
     with caplog.at_level(logging.WARNING, "ae_pipeline"):
         dataset.ingest()
     messages = "\n".join(record.message for record in caplog.records)
-    assert "1 of 2 images have no metadata (b.png)" in messages
+    assert "there are no metadata for 1 of 2 images (b.png)" in messages
     assert "1 image that did not land (c.png; first in metadata.csv, line 3)" in messages
 
 
@@ -118,7 +158,24 @@ def test_only_images_whose_metadata_changed_are_read_again(tmp_path: Path) -> No
     assert dataset.rows("file", "line") == [("a.png", "L1"), ("b.png", "L2")]
 
 
-def test_metadata_can_be_rows(tmp_path: Path) -> None:
+def test_without_metadata_a_table_beside_images_is_named_and_not_read(tmp_path: Path) -> None:
     dataset = album(tmp_path, "a.png", images={"metadata": None})
+    for name in ("metadata.csv", "b/labels.CSV.gz", "readme.txt", "notes.json", "list.xlsx"):
+        dataset.land(name, "file,line\na.png,L1\n")
+    assert dataset.ingest().ledger.refused == {}
+    assert list_landing(dataset).others == {
+        "b/labels.CSV.gz": "a .csv file holds no images",
+        "list.xlsx": "a .xlsx file holds no images",
+        "metadata.csv": "a .csv file holds no images; if it describes images, set images.metadata to 'metadata.csv'",
+        "notes.json": "a .json file holds no images",
+        "readme.txt": "a .txt file holds no images",
+    }
+
+
+@pytest.mark.parametrize("folder", [".Trash-1000/files", "@eaDir", ".git"])
+def test_metadata_in_a_hidden_folder_are_named_and_not_read(tmp_path: Path, folder: str) -> None:
+    dataset = album(tmp_path, "a.png")
     dataset.land("metadata.csv", "file,line\na.png,L1\n")
-    assert dataset.ingest().ledger.refused.keys() == {"metadata.csv"}
+    dataset.land(f"{folder}/metadata.csv", "no metadata\n")
+    assert dataset.rows("file", "line") == [("a.png", "L1")]
+    assert list(list_landing(dataset).others) == [f"{folder}/metadata.csv"]

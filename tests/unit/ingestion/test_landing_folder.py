@@ -1,14 +1,19 @@
 """The landing folder: paths of the YAML are relative to the project's folder."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 
+from ae_pipeline.common.errors import StorageError
 from ae_pipeline.config.pipeline import PipelineConfig
-from ae_pipeline.ingestion.landing_folder import landing_folder, list_landing
+from ae_pipeline.config.source import ImagesConfig
+from ae_pipeline.ingestion.landing_folder import landed_files, landing_folder, list_landing
 from ae_pipeline.orchestration.resources import Workspace
 from ae_pipeline.storage.dataset import Dataset
+from tests.support.datasets import make_dataset
 
 
 def dataset(root: Path, path: str | None) -> Dataset:
@@ -89,3 +94,66 @@ def test_a_linked_folder_is_named(tmp_path: Path) -> None:
     found = list_landing(shop)
     assert list(found.files) == ["a.csv"]
     assert found.others == {"linked": "it is a linked folder, which is not followed; copy it, or set source.path"}
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop, scan = dataset(tmp_path, None), os.scandir
+    for name in ("a.csv", "locked/b.csv", "lost+found/c.csv"):
+        path = landing_folder(shop) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("id\n1\n")
+    closed = ["locked", "lost+found"]
+
+    def refuse(path: str) -> Any:
+        if Path(path).name in closed:
+            raise PermissionError(path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert list_landing(shop).files.keys() == {"a.csv"}
+    assert list_landing(shop).others == {
+        "locked": "the folder cannot be read; grant this user read permission",
+        "lost+found": "the folder 'lost+found' belongs to the file system",
+    }
+    closed.append("d")
+    with pytest.raises(StorageError, match="/d cannot be read; grant this user read permission"):
+        list_landing(shop)
+
+
+def test_images_with_a_suffix_of_another_kind_are_named(tmp_path: Path) -> None:
+    shop = make_dataset(tmp_path, identity=["file"], event_time=None, start=None, end=None, images={})
+    for name, content in (("a.gif", b"\xff\xd8\xff\xe0"), ("IMG_1", b"\x89PNG\r\n\x1a\n"), ("b.gif2", b"GIF89a")):
+        (shop.land("c.png", "x").parent / name).write_bytes(content)
+    assert list_landing(shop).others == {
+        "IMG_1": "it has no suffix, but it holds an image that can be read; rename it to .png or .jpg",
+        "a.gif": "its suffix is '.gif', but it holds an image that can be read; rename it to .png or .jpg",
+        "b.gif2": "its suffix '.gif2' is not one of a known format; convert images to PNG, JPEG, WebP, BMP or TIFF",
+    }
+
+
+class TestMasks:
+    SETTINGS: ClassVar[dict[str, Any]] = {
+        "identity": ["file"],
+        "event_time": None,
+        "start": None,
+        "end": None,
+        "images": {"path": "(?P<kind>[a-z]+)/[^/]+$", "masks": "truth/{kind}/{stem}.png"},
+    }
+
+    def test_masks_without_an_image_are_counted(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        shop = make_dataset(tmp_path, **self.SETTINGS)
+        for name in ("hole/1.jpg", "hole/2.jpg", "truth/hole/1.png", "truth/hole/3.png", ".git/truth/hole/4.png"):
+            shop.land(name, "x")
+        landing = list_landing(shop)
+        assert list(landing.files) == ["hole/1.jpg", "hole/2.jpg"]
+        assert list(landing.masks) == ["truth/hole/1.png", "truth/hole/3.png"]
+        landing.log_masks(shop.config.images or ImagesConfig())
+        assert "1 of 2 masks belong to no image that landed (truth/hole/3.png); rename them, or" in caplog.text
+
+    def test_a_pattern_that_takes_all_images_for_masks_is_explained(self, tmp_path: Path) -> None:
+        shop = make_dataset(tmp_path, **{**self.SETTINGS, "images": {"masks": "{stem}.png"}})
+        for name in ("1.png", "2.png"):
+            shop.land(name, "x")
+        message = r"all of 2 files in .* are masks by images\.masks='{stem}\.png', and none is an image; correct"
+        with pytest.raises(StorageError, match=message):
+            landed_files(shop)

@@ -1,15 +1,18 @@
 """Masks of images: their paths, and which pixels are anomalous."""
 
 import io
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image
 
+from ae_pipeline.common.errors import StorageError
 from ae_pipeline.config.source import ImagesConfig
-from ae_pipeline.ingestion.masks import mask_path, read_mask
+from ae_pipeline.ingestion.masks import mask_path, read_mask, require_size
 
 
 def written(folder: Path, pixels: npt.NDArray[np.uint8], kind: str = "PNG") -> Path:
@@ -58,3 +61,28 @@ def test_an_empty_mask_has_no_anomalous_pixel(tmp_path: Path) -> None:
 def test_a_group_of_the_path_may_be_named_stem() -> None:
     images = ImagesConfig(path="test/(?P<stem>[0-9]+)_", masks="truth/{stem}.png")
     assert mask_path("test/7_left.jpg", images) == "truth/7.png"
+
+
+@pytest.mark.parametrize(
+    ("edge", "size", "fits"),
+    [
+        ("flush", (30, 40), True),
+        ("flush", (29, 40), False),
+        ("ignore", (33, 40), True),
+        ("ignore", (34, 40), False),
+        ("ignore", (29, 40), False),
+        ("pad", (23, 40), True),
+        ("pad", (22, 40), False),
+        ("pad", (31, 40), False),
+    ],
+)
+def test_a_mask_has_the_size_of_its_image(edge: Any, size: tuple[int, int], *, fits: bool) -> None:
+    images = ImagesConfig(patch=8, stride=4, edge=edge)
+    with nullcontext() if fits else pytest.raises(StorageError, match=r"but its image 30×40; land it with the size"):
+        require_size(size, (30, 40), Path("mask.png"), images)
+
+
+def test_a_mask_of_more_pixels_than_the_limit_cannot_be_used(tmp_path: Path) -> None:
+    path = written(tmp_path, regions())
+    with pytest.raises(StorageError, match=r"32×48 pixels, but source\.limits\.pixels is 100"):
+        read_mask(path, ImagesConfig(), 100)

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from ae_pipeline.common.text import printable_path
-from ae_pipeline.ingestion.landing_folder import landed_files, list_landing
+from ae_pipeline.ingestion.landing_folder import LandingFolder, landed_files, list_landing
 from ae_pipeline.ingestion.raw import count_duplicates
 from tests.support.datasets import DAY, HEADER, LandedDataset, line, make_dataset
 
@@ -97,8 +97,27 @@ def test_files_that_are_not_read_are_named_with_the_reason(tmp_path: Path, caplo
     }
     assert list(landed_files(shop)) == ["sales/a.csv"]
     shop.ingest()
-    assert "landing/shop: 6 files not read (other/f.csv: it does not match 'sales/*'; sales/.c.csv:" in caplog.text
-    assert "; and 1 more)" in caplog.text
+    assert "landing/shop: 6 files not read (other/f.csv: it does not match 'sales/*'; sales/_b.csv:" in caplog.text
+
+
+def test_every_reason_is_named_with_its_number_of_files(tmp_path: Path) -> None:
+    shop = make_dataset(tmp_path, identity=["file"], event_time=None, start=None, end=None, images={})
+    names = [".DS_Store", "d.png", ".git/e.png", "b/c0.nef", "b/c1.nef", *(f"a{index:02d}.heic" for index in range(30))]
+    for name in names:
+        shop.land(name, "x")
+    suffix = "is not one of a known format; convert images to PNG, JPEG, WebP, BMP or TIFF"
+    assert list_landing(shop).describe_others() == (
+        f"34 files not read (a00.heic and 29 more: its suffix '.heic' {suffix}; b/c0.nef and 1 more: its suffix "
+        f"'.nef' {suffix}; .DS_Store: its name starts with '.', as that of a file that is still being written; "
+        ".git/e.png: the folder '.git' is hidden)"
+    )
+
+
+def test_few_reasons_are_named_and_the_rest_is_counted() -> None:
+    others = {f"{index}.{suffix}": f"reason {suffix}" for suffix in range(10) for index in range(10 - suffix)}
+    described = LandingFolder({}, others).describe_others()
+    assert described.startswith("55 files not read (0.0 and 9 more: reason 0; 0.1 and 8 more: reason 1; ")
+    assert described.endswith("0.7 and 2 more: reason 7; and 3 for other reasons)")
 
 
 def test_pictures_with_a_leading_underscore_are_read(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from ae_pipeline.detector.network import FittedNetwork
 from ae_pipeline.features.build import build_features_day, feature_columns
 from ae_pipeline.features.sizes import choose_budget
 from ae_pipeline.features.split import GATE, PARTS, cut_window
+from ae_pipeline.ingestion.landing_folder import list_landing
 from ae_pipeline.ingestion.names import column_names
 from ae_pipeline.latents.images import IMAGES, has_images, publish_images, read_images
 from ae_pipeline.latents.read import published_days, read_latents
@@ -618,6 +619,27 @@ def test_images_that_may_have_been_seen_are_not_measured(gallery: Fitted, monkey
     report = report_images(published_days(gallery.paths), gallery, gallery.bundle, 3)
     assert report is not None
     assert (report.held_out, report.pixels) == (None, None)
+
+
+def test_masks_that_cannot_be_used_are_named_and_the_others_measured(
+    gallery: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    landing = list_landing(gallery)
+    masks = dict(sorted(landing.masks.items()))
+    assert len(masks) == BAD
+    first, second, third, *_ = masks
+    masks[first], masks[second] = tmp_path / "broken.png", tmp_path / "small.png"
+    masks[first].write_bytes(b"")
+    masks[second].write_bytes(png(np.zeros((10, 13), np.uint8)))
+    del masks[third]
+    monkeypatch.setattr(image_report, "list_landing", lambda _: replace(landing, masks=masks))
+    report = report_images(published_days(gallery.paths), gallery, gallery.bundle, 3)
+    assert report is not None
+    assert report.pixels is not None
+    assert report.pixels.defects == BAD - 3
+    messages = " ".join(record.message for record in caplog.records)
+    assert "2 masks cannot be used, and the measures of pixels leave out their images; the first one: the" in messages
+    assert "the measures of pixels leave out 1 anomalous image without a mask (test/square/042.png); land" in messages
 
 
 def test_a_heat_map_divides_a_batch_that_does_not_fit(gallery: Fitted, monkeypatch: pytest.MonkeyPatch) -> None:

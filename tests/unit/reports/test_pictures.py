@@ -1,12 +1,16 @@
 """Pictures of single images: scale, size and downsampling."""
 
+from pathlib import Path
+
 import matplotlib
 import numpy as np
 import pytest
 from PIL import ImageColor
 
 from ae_pipeline.reports import gallery, pictures
+from ae_pipeline.reports.heat_pictures import file_stem
 from ae_pipeline.reports.pictures import Drawing, Panel, Scale
+from ae_pipeline.storage.files import write_text
 
 
 class TestScale:
@@ -97,3 +101,10 @@ class TestLargeImages:
         assert strip.size[1] == height
         first = np.asarray(strip)[:, :width]
         assert (first == ImageColor.getrgb(pictures._FRAME)).all(-1).any()
+
+
+def test_the_heat_map_of_an_image_with_any_name_can_be_written(tmp_path: Path) -> None:
+    names = ["a/b.png", "a_b.png", "x" * 255, "é" * 127 + ".png", "日" * 85, "x" * 254 + "y", "..", "a\\x0ab#?%.png"]
+    for name in names:
+        write_text(tmp_path / f"{file_stem(name)}.png", name)
+    assert sorted(path.read_text() for path in tmp_path.iterdir()) == sorted(names)

@@ -13,6 +13,7 @@ import pytest
 from ae_pipeline.common.errors import StorageError
 from ae_pipeline.storage import environment
 from ae_pipeline.storage.environment import FOLDERS, environment_error, environment_message
+from ae_pipeline.storage.files import atomic_write, write_text
 from ae_pipeline.storage.sqlite import require_unlocked, sqlite_damage
 
 
@@ -145,3 +146,23 @@ def test_a_write_lock_that_reads_do_not_meet_is_found_first(
         assert sqlite_damage(path) is None
         with pytest.raises(StorageError, match=r"runs\.db is locked by another process"):
             require_unlocked(path)
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "message"),
+    [
+        (errno.EIO, OSError, "Input/output error"),
+        (errno.ENAMETOOLONG, StorageError, "it is too long; choose a shorter one"),
+        (errno.ENOSPC, StorageError, "free some space"),
+    ],
+)
+def test_no_error_of_a_write_is_its_own_cause(code: int, kind: type[Exception], message: str, tmp_path: Path) -> None:
+    with pytest.raises(kind, match=message) as caught, atomic_write(tmp_path / "a"):
+        raise OSError(code, os.strerror(code))
+    assert caught.value is not caught.value.__cause__
+    environment_error(caught.value)  # which follows the causes
+
+
+def test_a_name_that_is_too_long_is_an_error_with_a_remedy(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="too long; choose a shorter one"):
+        write_text(tmp_path / ("x" * 250), "")
