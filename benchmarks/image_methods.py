@@ -28,7 +28,9 @@ MODEL: Mapping[str, Any] = {**defects.MODEL, "latent_dim": 256}
 TRAINING: Mapping[str, Any] = {"epochs": 15, "batch_size": 64, "learning_rate": 4e-3}
 
 
-METHODS = ("ae_pipeline", "PCA", "PyOD KNN", "PyOD IForest", *ANOMALIB)
+AUGMENTED = "ae_pipeline, augmentation: turns"
+
+METHODS = ("ae_pipeline", AUGMENTED, "PCA", "PyOD KNN", "PyOD IForest", *ANOMALIB)
 """Names of all methods."""
 
 
@@ -36,6 +38,7 @@ def methods(seed: int) -> dict[str, Callable[[Sheet], Scored]]:
     """Return all methods by their names, those of anomalib among them."""
     return {
         "ae_pipeline": partial(score_ours, seed=seed),
+        AUGMENTED: partial(score_ours, seed=seed, augmentation="turns"),
         "PCA": partial(score_pca, seed=seed),
         "PyOD KNN": partial(score_pyod, KNN()),
         "PyOD IForest": partial(score_pyod, IForest(random_state=seed)),
@@ -53,7 +56,7 @@ def cut(images: Sequence[Pixels]) -> tuple[pl.DataFrame, Pixels]:
     return pl.DataFrame({"row_id": row_ids, "file": files, IMAGE: [patch.tobytes() for patch in patches]}), patches
 
 
-def score_ours(sheet: Sheet, seed: int) -> Scored:
+def score_ours(sheet: Sheet, seed: int, augmentation: str = "none") -> Scored:
     """Score the test images with the pipeline's model, verdicts and heat maps."""
     config = PipelineConfig.model_validate(
         {
@@ -61,7 +64,7 @@ def score_ours(sheet: Sheet, seed: int) -> Scored:
             "identity": ("file", "top", "left"),
             "images": {"column": IMAGE, "patch": PATCH, "stride": STRIDE},
             "model": MODEL,
-            "training": {**TRAINING, "seed": seed, "device": "cpu"},
+            "training": {**TRAINING, "seed": seed, "device": "cpu", "augmentation": augmentation},
             "alerts": {"evidence": ["columns", "row"]},
         }
     )

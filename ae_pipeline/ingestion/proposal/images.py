@@ -127,8 +127,7 @@ def propose_images(name: str, folder: Path, images: Sequence[Path], source: Path
             f"  identity: [{'file' if is_whole else 'file, top, left'}]",
             "  images:" + ("" if (lines := [*_image_lines(sides, modes, is_whole, layout)]) else " {}"),
             *(f"    {line}" for line in lines),
-            *(f"  {line}" for line in (layout.conditions if layout else ())),
-            *(f"  {line}" for line in _UNLABELED if layout is None),
+            *(f"  {line}" for line in _conditions(layout, is_whole)),
             "",
             "  model:",
             "    architecture: conv",
@@ -143,6 +142,13 @@ def propose_images(name: str, folder: Path, images: Sequence[Path], source: Path
 
 
 _UNLABELED = ("# label: file IN ('a.png') # known anomalies; or a column of metadata.csv beside the images",)
+_TURNED = "  augmentation: turns # at random; remove it if a mirrored or turned patch is an anomaly"
+
+
+def _conditions(layout: _Layout | None, is_whole: bool) -> Iterator[str]:
+    yield from layout.conditions if layout else _UNLABELED
+    if not is_whole:
+        yield from (_TURNED,) if layout else ("training:", _TURNED)
 
 
 def _image_lines(

@@ -222,6 +222,15 @@ def test_images_are_given_by_their_folder(tmp_path: Path) -> None:
         plan(tmp_path, [folder / "_DSC0002.JPG", folder / "IMG_0001.JPG"], "bottle")
 
 
+@pytest.mark.parametrize(("size", "augmentation"), [((700, 900), "turns"), ((64, 48), "none")])
+def test_patches_are_augmented_and_whole_images_are_not(
+    size: tuple[int, int], augmentation: str, tmp_path: Path
+) -> None:
+    folder = land_images(tmp_path, [f"{index:02d}.png" for index in range(20)], size)
+    config = PipelineConfig.model_validate(attributes(plan(tmp_path, [folder], "tiles").text))
+    assert config.training.augmentation == augmentation
+
+
 def test_photographs_of_a_phone_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     folder = land_images(tmp_path, [f"IMG_{index:04d}.JPG" for index in range(20)])
     assert plan(tmp_path, [folder], "bottle").remarks == ()
@@ -246,6 +255,7 @@ def test_the_layout_of_mvtec_is_recognized(tmp_path: Path) -> None:
     assert "# Proposed from 26 images in the layout of MVTec AD.\n" in text
     assert (config.identity, config.label) == (("file", "top", "left"), "defect <> 'good'")
     assert (config.training.where, config.training.only_normal) == ("split = 'train'", True)
+    assert config.training.augmentation == "turns"
     assert config.images is not None
     assert (config.images.resize, config.images.patch, config.images.mode) == (256, 32, None)
     mask = mask_path("test/broken_large/002.png", config.images)
