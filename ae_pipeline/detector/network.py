@@ -177,11 +177,14 @@ class FittedNetwork:
     @cached_property
     def widest_layer(self) -> int:
         """Highest number of outputs that a layer has for one row."""
-        sizes, model = [1], copy.deepcopy(self.model).to("meta").eval()
+        if len(self.encoder.shape) == 1:
+            return max(len(weights) for weights in self.model.parameters())
+        sizes, model = [1], copy.deepcopy(self.model).cpu()  # hooks on the model would also see other threads
         for layer in model.modules():
             if not any(layer.children()):
                 layer.register_forward_hook(lambda _, __, output: sizes.append(output.numel()))
-        model(torch.empty(1, *self.encoder.shape, device="meta"))
+        with torch.inference_mode():
+            model(torch.zeros(1, *self.encoder.shape, device="cpu"))
         return max(sizes)
 
     @property
@@ -223,7 +226,8 @@ class FittedNetwork:
     def map_all(self, work: Callable[[pl.DataFrame], R], batches: Iterable[pl.DataFrame]) -> Iterator[R]:
         """Apply work to batches, like `map_batches`."""
         with device_errors():
-            _ = self.double_model, self.double_loss  # before the threads start, each of which would make its own copy
+            # Before the threads start, each of which would make its own copy.
+            _ = self.double_model, self.double_loss, self.widest_layer
             for results in parallel_map(lambda rows: shrinking(work, rows), batches):
                 yield from results
 

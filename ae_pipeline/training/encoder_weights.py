@@ -28,7 +28,7 @@ def read_encoder_weights(dataset: Dataset) -> dict[str, Tensor]:
         dataset: Configuration and paths of the dataset.
 
     Returns:
-        The tensors; none if the configuration names no file.
+        Its floating-point tensors in float32; none if the configuration names no file.
 
     Raises:
         ConfigError: The file is missing or not a safetensors file, or a value is not finite.
@@ -40,59 +40,62 @@ def read_encoder_weights(dataset: Dataset) -> dict[str, Tensor]:
     try:
         content = path.read_bytes()
         tensors = load(content)
-    except OSError as error:
-        reason = f"{path} cannot be read ({error.strerror})"
+    except (OSError, ValueError) as error:  # a path with a NUL is no valid value
+        reason = f"{path} cannot be read ({getattr(error, 'strerror', None) or error})"
         raise ConfigError(f"{setting}: {reason}; give a path relative to the project, or remove the key") from error
     except SafetensorError as error:
         raise ConfigError(f"{setting}: {path} is not a safetensors file ({error}); save the weights as one") from error
-    if damaged := [name for name, value in tensors.items() if not value.isfinite().all()]:
-        raise ConfigError(f"{setting}: {', '.join(damaged)} has values that are not finite; choose other weights")
     prefix = next(prefix for prefix in _PREFIXES if not prefix or any(name.startswith(prefix) for name in tensors))
+    weights = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    floating = {name: value.float() for name, value in weights.items() if value.is_floating_point()}
+    if damaged := [name for name, value in floating.items() if not value.isfinite().all()]:
+        raise ConfigError(f"{setting}: {', '.join(damaged)} has values that are not finite; choose other weights")
     logger.info(f"read the weights of an encoder from {path}, SHA-256 {hashlib.sha256(content).hexdigest()}")
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    return floating
 
 
 @torch.no_grad()
 def load_encoder_weights(model: AutoEncoder, weights: Mapping[str, Tensor]) -> None:
     """Copy weights into the encoder of a network, in place.
 
-    Layers of convolutions must all fit. Dense layers depend on the size of the images or on the columns, and on the
-    number of latents; those with another shape keep their random weights.
+    The first layer and all convolutions must fit. Other dense layers depend on the size of the images or on the number
+    of latents; those that do not fit keep their random weights.
 
     Args:
         model: Network with random weights.
         weights: Tensors by their name in the encoder; see `read_encoder_weights`.
 
     Raises:
-        ConfigError: A tensor is missing, or has another shape or type.
+        ConfigError: A tensor that must fit is missing, or has another shape.
     """
     if not weights:
         return
-    tensors = model.encoder.state_dict()
-    copied, kept = [], []
-    for name, tensor in tensors.items():
-        other = weights.get(name)
-        if other is not None and other.shape == tensor.shape and other.is_floating_point():
-            copied.append(name)
-        elif tensor.dim() == 4 or f"{name.rpartition('.')[0]}.weight" in copied:
-            given = "none" if other is None else f"{str(other.dtype).removeprefix('torch.')} of shape {_text(other)}"
+    layers: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in model.encoder.state_dict().items():
+        layers.setdefault(name.rpartition(".")[0], {})[name] = tensor
+    copied, kept = list[str](), list[str]()
+    for tensors in layers.values():
+        others = [name for name, tensor in tensors.items() if _shape(weights.get(name)) != tensor.shape]
+        if not others:
+            copied += tensors
+        elif not copied or any(tensor.dim() == 4 for tensor in tensors.values()):
+            name = others[0]
             raise ConfigError(
-                f"training.encoder_weights has {given} for the layer {name} of the encoder, which is of shape "
-                f"{_text(tensor)}; use weights of an encoder with the same channels, or change model.channels"
+                f"training.encoder_weights has {_describe(weights.get(name))} for the layer {name} of the encoder, "
+                f"which is of shape {_describe(tensors[name])}; use weights of an encoder with the same inputs, "
+                "model.channels and model.hidden, or remove the key"
             )
         else:
-            kept.append(name)
-    if not copied:
-        shapes = ", ".join(f"{name} of shape {_text(tensor)}" for name, tensor in tensors.items())
-        raise ConfigError(
-            f"training.encoder_weights has no tensor that fits the encoder; it needs {shapes}. Save the weights under "
-            "these names, or remove the key"
-        )
-    for name in copied:
-        tensors[name].copy_(weights[name])
-    left = f"; {', '.join(kept)} have another shape and start at random values" if kept else ""
+            kept += tensors
+        for name in [] if others else tensors:
+            tensors[name].copy_(weights[name])
+    left = f"; {', '.join(kept)} do not fit and start at random values" if kept else ""
     logger.info(f"the encoder starts from given weights of {', '.join(copied)}{left}")
 
 
-def _text(tensor: Tensor) -> str:
-    return "×".join(map(str, tensor.shape))
+def _shape(tensor: Tensor | None) -> torch.Size | None:
+    return None if tensor is None else tensor.shape
+
+
+def _describe(tensor: Tensor | None) -> str:
+    return "nothing" if tensor is None else "×".join(map(str, tensor.shape))

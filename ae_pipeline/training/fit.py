@@ -1,12 +1,12 @@
 """Fit a ModelBundle on a window of features: encoder, network, score statistics and calibration."""
 
 import dataclasses
+import functools
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 import polars as pl
@@ -94,7 +94,6 @@ def fit_bundle(
         StorageError: There is no disk space for the encoded rows.
     """
     config, paths = dataset.config, dataset.paths
-    given = read_encoder_weights(dataset)
     require_workers(config.training, choose_device(config.training.device))
     screened = screen_by_serving(window, dataset, previous, reviewed)
     window, counts = screened.window, screened.counts(dataset)
@@ -120,6 +119,7 @@ def fit_bundle(
         folder=paths.scratch,
         memory=memory,
     )
+    given = functools.partial(read_encoder_weights, dataset)
     detector, result = fit_detector(config, columns, train_rows, validation_rows, report, previous, all_rows, given)
     encoder = detector.encoder
     looked_at = {"train": train_rows.height - of_sample.height, "validation": result.validation_rows}
@@ -203,7 +203,7 @@ def fit_detector(
     report: Callable[[Epoch], None] = lambda _: None,
     previous: ModelBundle | None = None,
     all_rows: AllRows | None = None,
-    given: Mapping[str, torch.Tensor] = MappingProxyType({}),
+    given: Callable[[], Mapping[str, torch.Tensor]] = dict,
 ) -> tuple[Detector, TrainingResult]:
     """Fit a detector: all of a model except its calibration.
 
@@ -216,7 +216,7 @@ def fit_detector(
         previous: Model that serves, to start from.
         all_rows: All rows that the two tables are a sample of. If they exceed the memory budget, the weights are
             trained on all of them, in blocks from disk.
-        given: Weights of the encoder to start from without a previous model; see `load_encoder_weights`.
+        given: Function that reads weights of the encoder, from which it starts without those of a previous model.
 
     Raises:
         TrainingError: There are too few rows, there is no usable column, or the loss is not finite.
@@ -241,7 +241,7 @@ def fit_detector(
     untrained_loss = evaluate(model, loss, validation, config.training.beta)
 
     is_warm, regularizer = _start_from(previous, model, loss, encoder, train_rows, config)
-    load_encoder_weights(model, {} if is_warm else given)
+    load_encoder_weights(model, {} if is_warm else given())
     encoded: TrainingRows
     settings, is_table = config.training, isinstance(encoder, TableEncoder)
     # Workers hold the rows on their devices, and this process does not train.
