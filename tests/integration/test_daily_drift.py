@@ -86,7 +86,7 @@ class TestDailyDrift:
             assert drifting_days(shop.paths, 30) == list(NEW[:index])
             answers.append(shop.requested(early_training_requests))
         few = "{} days in a row have drifted; {} of them are new to a training, fewer than drifting_days=2"
-        assert answers[0] == "1 day in a row have drifted, fewer than drifting_days=2"
+        assert answers[0] == "1 day in a row has drifted, fewer than drifting_days=2"
         assert str(answers[1]).startswith(few.format(2, 0))
         assert str(answers[2]).startswith(few.format(3, 1))
         assert str(answers[2]).endswith("the newest 2 belong to the gate")
