@@ -318,7 +318,7 @@ def test_a_mark_of_a_day_reaches_checks_and_later_pages(dataset: Dataset, fitted
     checks = ReportedDays(report=replace(report, drift=(drift,)), version=version, budget=0.01, days=(day,))
     assert [each.day for each in checks.drifting] == [day]
     assert checks.drift_message.startswith(f"1 of 1 day after the training window has drifted; {day}: ")
-    elsewhere = replace(checks, days=("2000-01-01",))
+    elsewhere = replace(checks, report=replace(report, drift=(replace(drift, day="2000-01-01"),)))
     assert elsewhere.drift_message.endswith("after the training window; 1 day of the table is")
     alike = replace(checks, report=replace(report, drift=(replace(drift, effects=()),)))
     assert alike.drift_message == "1 day after the training window is like it"

@@ -411,5 +411,7 @@ def test_a_page_without_stored_variables_is_not_changed(dataset: Dataset) -> Non
 @pytest.mark.parametrize(("rows", "text"), [(1, "1 of 1 row of 1 file is in"), (20, "1 of 20 rows of 1 file are in")])
 def test_a_broken_contract_agrees_with_the_number_of_rows(rows: int, text: str, tmp_path: Path) -> None:
     dataset = Dataset(PipelineConfig.model_validate(ATTRIBUTES), DatasetPaths(tmp_path, "orders"))
-    landed = LandedFile(1, 1, "a", 1, "c", "s", rows - 1, quarantined={"type": 1}, rejected_copy="rejected")
+    landed = LandedFile(
+        size=1, modified_ns=1, sha256="a", landed_ns=1, contract="c", staged="s", quarantined={"type": 1}
+    )
     assert _quarantine_message(dataset, {"a.csv": landed}, {"a.csv": 1}, rows, ["a.csv"]).startswith(f"{text} quaran")

@@ -514,11 +514,10 @@ def test_a_page_of_an_earlier_version_speaks_of_patches(
     for record in (variables["assessment"], *variables["assessed"].values()):
         assert record.pop("noun") == "patch"
     monkeypatch.setattr(page, "marks_digest", lambda _: "some")
-    seen: list[DayAssessment] = []
-    monkeypatch.setattr(page, "day_count", lambda _, each: seen.append(each) or {})
+    monkeypatch.setattr(page, "day_count", lambda _, each: {"noun": each.noun})
     marked = page._with_marks(variables, as_dataset(gallery))
     assert marked["assessment"]["noun"] == "patch"
-    assert [each.noun for each in seen] == ["patch"]
+    assert marked["summary"]["days"] == [{"noun": "patch"}]
 
 
 def test_messages_of_patches_do_not_speak_of_rows(gallery: Fitted, report: Report) -> None:
