@@ -163,7 +163,7 @@ class ReportedDays:
             return f"none of these days is after the training window; {pluralize(count, 'day')} of the table {verb}"
         if not drifting:
             few, known = len(days) - len(evaluated), sum(bool(day.effects) for day in days)
-            skipped = f"; {few} more have too few {self.names.rows}" if few else ""
+            skipped = f"; {few} more {'has' if few == 1 else 'have'} too few {self.names.rows}" if few else ""
             skipped += f"; the drift of {known} more is known or a false alarm" if known else ""
             alike = len(evaluated) - known
             verb = "is" if alike == 1 else "are"

@@ -53,7 +53,7 @@ class TestDailyDrift:
         assert shop.run("day", NEW[0]).success
         check = drift_check(shop)
         assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
-        assert f"1 of 1 day after the training window have drifted; {NEW[0]}: " in str(check.description)
+        assert f"1 of 1 day after the training window has drifted; {NEW[0]}: " in str(check.description)
         assert "column country" in str(check.description)
         page = (shop.paths.reports / "report.html").read_text()
         assert "with new categories, at most 5.0%" in page
@@ -73,7 +73,7 @@ class TestDailyDrift:
         shop.land(NEW[0], "\n".join(drifting_csv(NEW[0]).splitlines()[:11]) + "\n")
         shop.land(NEW[1])  # the newest day of few rows would still be filling
         assert shop.run("day", NEW[0], NEW[1]).success
-        description = "1 day after the training window are like it; 1 more have too few rows"
+        description = "1 day after the training window is like it; 1 more has too few rows"
         assert drift_check(shop).description == description
 
     def test_drift_triggers_training_on_enough_new_drifting_days(self, shop: Shop) -> None:
