@@ -111,9 +111,9 @@ def _quarantine_message(
     name, config = max(new, key=lambda name: broken[name]), dataset.config
     rule = max(checked[name].quarantined.items(), key=lambda item: item[1])[0]
     quarantined = dataset.paths.quarantined(checked[name].rejected_copy or "")
-    most = count_rejected(broken[name], config)
+    most, verb = count_rejected(broken[name], config), "is" if rows == 1 else "are"
     return (
-        f"{sum(broken.values()):,} of {count_rejected(rows, config)} of {pluralize(len(checked), 'file')} are in "
+        f"{sum(broken.values()):,} of {count_rejected(rows, config)} of {pluralize(len(checked), 'file')} {verb} in "
         f"quarantine, at most {dataset.config.max_quarantine_share:.1%} may be: {most} of "
         f"{name}, mostly by the rule {rule!r}; look at {quarantined}, fix the file and land it again"
     )

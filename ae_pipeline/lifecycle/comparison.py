@@ -1,6 +1,6 @@
 """What one version of a model flags on the newest days that another does not."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,7 @@ from ae_pipeline.common.text import plural, pluralize
 from ae_pipeline.config.display import ColumnNames
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.detector.explanation import because
-from ae_pipeline.detector.image_verdicts import IMAGE_ID, image_of_row
+from ae_pipeline.detector.image_verdicts import IMAGE_ID, has_patches, image_of_row
 from ae_pipeline.features.build import features_content
 from ae_pipeline.features.split import LABEL
 from ae_pipeline.ingestion.names import column_names
@@ -153,10 +153,14 @@ def compare_versions(dataset: Dataset, tracker: Tracker, new: int, old: int | No
     rows, days, identities = _newest_rows(dataset)
     bundles = [load_bundle(tracker, each) for each in chosen]
     scored = [_score(rows, bundle, dataset) for bundle in bundles]
-    judges = [judge for bundle in bundles if (judge := bundle.judge_images)]
-    by_image = len(judges) == len(bundles)
+    # The identities are those of the features, which a version that was trained before a change need not have.
+    identity = dataset.config.identity
+    judges = [replace(judge, identity=identity) for bundle in bundles if (judge := bundle.judge_images)]
+    by_image = has_patches(dataset.config) and len(judges) == len(bundles)
     if by_image:
-        compared = [judged_with_label(*each).rename({IMAGE_ID: "row_id"}) for each in zip(scored, judges, strict=True)]
+        judged = [judged_with_label(*each).rename({IMAGE_ID: "row_id"}) for each in zip(scored, judges, strict=True)]
+        images = judged[0].select("row_id")
+        compared = [images.join(each, on="row_id", how="left", maintain_order="left") for each in judged]
         thresholds = [judge.calibration.threshold for judge in judges]
     else:
         compared = [each.with_columns(strangest="row_id") for each in scored]

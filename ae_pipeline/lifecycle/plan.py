@@ -183,7 +183,7 @@ def plan_early_training(dataset: Dataset, tracker: Tracker) -> Plan:
     required = config.retrain.drifting_days or 0
     filling = newest_filling_day(dataset)
     days = drifting_days(dataset.paths, config.drift.min_rows, filling.day if filling else "")
-    in_a_row = f"{pluralize(len(days), 'day')} in a row have drifted"
+    in_a_row = f"{pluralize(len(days), 'day')} in a row {'has' if len(days) == 1 else 'have'} drifted"
     if len(days) < required:
         return Plan((), f"{in_a_row}, fewer than drifting_days={required}")
     last = last_training(config, tracker)

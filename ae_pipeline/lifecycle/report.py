@@ -159,14 +159,18 @@ class ReportedDays:
         evaluated = [day for day in days if day.is_judged]
         if not days:
             count = sum(day.is_after for day in self.report.drift)
-            return f"none of these days is after the training window; {pluralize(count, 'day')} of the table are"
+            verb = "is" if count == 1 else "are"
+            return f"none of these days is after the training window; {pluralize(count, 'day')} of the table {verb}"
         if not drifting:
             few, known = len(days) - len(evaluated), sum(bool(day.effects) for day in days)
-            skipped = f"; {few} more have too few {self.names.rows}" if few else ""
+            skipped = f"; {few} more {'has' if few == 1 else 'have'} too few {self.names.rows}" if few else ""
             skipped += f"; the drift of {known} more is known or a false alarm" if known else ""
-            return f"{pluralize(len(evaluated) - known, 'day')} after the training window are like it{skipped}"
+            alike = len(evaluated) - known
+            verb = "is" if alike == 1 else "are"
+            return f"{pluralize(alike, 'day')} after the training window {verb} like it{skipped}"
         return (
-            f"{len(drifting)} of {pluralize(len(evaluated), 'day')} after the training window have drifted; "
+            f"{len(drifting)} of {pluralize(len(evaluated), 'day')} after the training window "
+            f"{'has' if len(evaluated) == 1 else 'have'} drifted; "
             f"{drifting[-1].day}: {drifting[-1].message(self.names)}"
         )
 

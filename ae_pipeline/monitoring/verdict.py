@@ -315,12 +315,13 @@ class DayAssessment:
         return asdict(replace(self, deviations=(), mark=None))
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> "DayAssessment":
-        """Return the assessment that `record` or `brief_record` stored, without a mark."""
+    def from_record(cls, record: Mapping[str, Any], noun: str = "row") -> "DayAssessment":
+        """Return the assessment that `record` or `brief_record` stored, without a mark; with `noun` if it has none."""
         values = {each.name: record[each.name] for each in fields(cls) if each.name in record}  # the last one is new
         images = record.get("images")
         return cls(
             **{
+                "noun": noun,
                 **values,
                 "mark": None,
                 "images": ImageCounts(**images) if images else None,

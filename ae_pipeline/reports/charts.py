@@ -68,7 +68,7 @@ def score_chart(of_day: Array, calibration: Array, threshold: float, day: str, n
     for part, scores in ((_CALIBRATED, calibration), (day, of_day)):
         shares = np.histogram(np.clip(scores, 0.0, highest), edges)[0] / max(len(scores), 1)
         bars += [
-            {"from": float(low), "to": float(high), "share": float(share), "rows": part}
+            {"from": float(low), "to": float(high), "share": float(share), "of": part}
             for low, high, share in zip(edges[:-1], edges[1:], shares, strict=True)
             if share
         ]
@@ -86,12 +86,12 @@ def score_chart(of_day: Array, calibration: Array, threshold: float, day: str, n
                 scale=alt.Scale(type="symlog", constant=1e-4),
             ),
             color=alt.Color(
-                "rows:N",
+                "of:N",
                 title=None,
                 scale=alt.Scale(domain=[_CALIBRATED, day], range=[_GREY, _SOFT]),
                 legend=alt.Legend(orient="top"),
             ),
-            tooltip=[alt.Tooltip("rows:N"), alt.Tooltip("from:Q", format=".2f"), alt.Tooltip("share:Q", format=".3%")],
+            tooltip=[alt.Tooltip("of:N"), alt.Tooltip("from:Q", format=".2f"), alt.Tooltip("share:Q", format=".3%")],
         )
     )
     rule = alt.Chart(data([{"at": threshold}])).mark_rule(color=_STRONG, strokeDash=[4, 3]).encode(x=alt.X("at:Q"))
@@ -194,7 +194,7 @@ def latent_chart(
     """
     import altair as alt
 
-    data = ChartData()
+    data, noun = ChartData(), noun_of_rows(bundle.config)
 
     def points(some: pl.DataFrame) -> list[dict[str, Any]]:
         coordinates, known = project(latents_in(some), bundle), some.select("row_id", "score", "is_anomaly")
@@ -209,7 +209,7 @@ def latent_chart(
             for (x, y), (row_id, score, flagged) in zip(coordinates, known.iter_rows(), strict=True)
         ]
 
-    of_day, normal, nouns = shown_rows(rows), shown_rows(reference), plural(noun_of_rows(bundle.config))
+    of_day, normal, nouns = shown_rows(rows), shown_rows(reference), plural(noun)
     x = alt.X("x:Q", title="first direction, standard deviations")
     y = alt.Y("y:Q", title="second direction")
     above = (
@@ -221,7 +221,7 @@ def latent_chart(
             color=alt.Color("score:Q", title="score, nats", scale=alt.Scale(range=_RISING, interpolate="rgb")),
             size=alt.condition("datum.flagged", alt.value(90), alt.value(22)),
             shape=alt.condition("datum.flagged", alt.value("triangle-up"), alt.value("circle")),
-            tooltip=[alt.Tooltip("row:N"), alt.Tooltip("score:Q"), alt.Tooltip("flagged:N")],
+            tooltip=[alt.Tooltip("row:N", title=noun), alt.Tooltip("score:Q"), alt.Tooltip("flagged:N")],
         )
     )
     message = (

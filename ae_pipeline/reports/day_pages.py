@@ -3,6 +3,8 @@
 from pathlib import Path
 
 from ae_pipeline.common.errors import PublicationError
+from ae_pipeline.common.text import plural
+from ae_pipeline.config.display import noun_of_rows
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.latents.read import published_days
 from ae_pipeline.monitoring.daily_drift import read_all_days
@@ -94,8 +96,10 @@ def _published(day: str, dataset: Dataset, bundle: ModelBundle, model_version: i
     """
     config, paths = dataset.config, dataset.paths
     if not config.is_daily:
+        nouns = plural(noun_of_rows(config))
         raise PublicationError(
-            f"{dataset.name!r} has no event time, so its rows have no days; open the page of all rows, report.html"
+            f"{dataset.name!r} has no event time, so its {nouns} have no days; open the page of all {nouns}, "
+            "report.html"
         )
     files = published_days(paths)
     if not files or not min(files) <= day <= max(files):
@@ -117,7 +121,8 @@ def _published(day: str, dataset: Dataset, bundle: ModelBundle, model_version: i
 
 
 def _outdated(day: str, dataset: Dataset) -> PublicationError:
+    nouns = plural(noun_of_rows(dataset.config))
     return PublicationError(
-        f"the report of {dataset.name!r} has no current rows of {day}; materialize that partition of anomaly_report, "
-        "or name another day"
+        f"the report of {dataset.name!r} has no current {nouns} of {day}; materialize that partition of "
+        "anomaly_report, or name another day"
     )

@@ -164,7 +164,8 @@ def column_page(name: str, dataset: Dataset) -> str | None:
     drift = explored.drift.filter(pl.col("name") == name) if explored.drift.height else explored.drift
     drift = drift.filter(pl.col("day").is_in(column.days)).sort("day") if drift.height else drift
     title = explored.names.label(name)
-    charts = column_charts(replace(column, name=title), kind, drift, dataset.config.drift) if column.days else []
+    nouns = explored.names.rows
+    charts = column_charts(replace(column, name=title), kind, drift, dataset.config.drift, nouns) if column.days else []
     names = [(each, explored.names.title(each)) for each, other in explored.types.items() if other not in UNSHOWN]
     worst = with_excess(drift, dataset.config.drift).sort("excess", "day").tail(1) if drift.height else drift
     return render_explored(

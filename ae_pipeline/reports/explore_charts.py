@@ -93,7 +93,9 @@ def score_days_chart(quantiles: pl.DataFrame, threshold: float, marks: Sequence[
     return as_chart("score_days", "Scores by day", message, lines + rule + versions + texts, data)
 
 
-def column_charts(column: ColumnDays, kind: ColumnType, drift: pl.DataFrame, config: DriftConfig) -> list[Chart]:
+def column_charts(
+    column: ColumnDays, kind: ColumnType, drift: pl.DataFrame, config: DriftConfig, nouns: str = "rows"
+) -> list[Chart]:
     """Return the charts of a column: its distribution, its median, its missing values and its drift.
 
     Args:
@@ -101,39 +103,39 @@ def column_charts(column: ColumnDays, kind: ColumnType, drift: pl.DataFrame, con
         kind: Type of the column.
         drift: Rows of `drift.parquet` about this column.
         config: Drift thresholds.
+        nouns: What rows are called.
     """
     bins, by_day = column.bins(), column.by_day()
     charts = []
     is_daily = len(column.days) > 1
     if bins.height:
-        charts.append(_distribution(column, bins, kind))
+        charts.append(_distribution(column, bins, kind, nouns))
         charts += [_heat_map(column, bins, kind)] if is_daily else []
     if is_daily and not column.is_category:
         charts.append(_median(column, by_day, kind))
     if is_daily:
-        charts.append(_missing(column, by_day))
+        charts.append(_missing(column, by_day, nouns))
         charts += [_drift(drift, config)] if drift.height else []
     return charts
 
 
-def _distribution(column: ColumnDays, bins: pl.DataFrame, kind: ColumnType) -> Chart:
+def _distribution(column: ColumnDays, bins: pl.DataFrame, kind: ColumnType, nouns: str) -> Chart:
     import altair as alt
 
     data, newest, window = ChartData(), column.days[-1], column.window_name
-    shown = "all rows" if newest == ALL_ROWS else newest
+    shown = f"all {nouns}" if newest == ALL_ROWS else newest
     names = {"window": window, newest: shown} if window else {newest: shown}
     rows = [
-        {**row, "rows": names[row["day"]]}
-        for row in bins.filter(pl.col("day").is_in(list(names))).iter_rows(named=True)
+        {**row, "of": names[row["day"]]} for row in bins.filter(pl.col("day").is_in(list(names))).iter_rows(named=True)
     ]
     color = alt.Color(
-        "rows:N",
+        "of:N",
         title=None,
         scale=alt.Scale(domain=list(names.values()), range=[_GREY, _SOFT] if window else [_SOFT]),
         legend=alt.Legend(orient="top"),
     )
     share = alt.Axis(format="~%")
-    tooltip = ["rows:N", alt.Tooltip("share:Q", format=".2%")]
+    tooltip = ["of:N", alt.Tooltip("share:Q", format=".2%")]
     base = alt.Chart(data(rows)).mark_bar(opacity=0.6)
     if column.is_category:
         chart = base.encode(
@@ -218,7 +220,7 @@ _LEAST_MISSING = 0.01
 """Share of missing values that the axis reaches at least."""
 
 
-def _missing(column: ColumnDays, by_day: pl.DataFrame) -> Chart:
+def _missing(column: ColumnDays, by_day: pl.DataFrame, nouns: str) -> Chart:
     import altair as alt
 
     data = ChartData()
@@ -233,7 +235,7 @@ def _missing(column: ColumnDays, by_day: pl.DataFrame) -> Chart:
             # Without missing values, the axis still starts at zero.
             y=alt.Y("missing:Q", title="share missing", axis=alt.Axis(format="~%"), scale=alt.Scale(domain=[0, top])),
             y2=alt.Y2Datum(0),
-            tooltip=["date:N", alt.Tooltip("missing:Q", format=".2%"), "rows:Q"],
+            tooltip=["date:N", alt.Tooltip("missing:Q", format=".2%"), alt.Tooltip("rows:Q", title=nouns)],
         )
     )
     message = "Share of missing values."

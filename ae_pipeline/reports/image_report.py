@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.detector.heat_maps import each_image, heat_map
 from ae_pipeline.detector.image_verdicts import IMAGE_ID, has_patches, identity_values, image_id, image_of_row
 from ae_pipeline.features.split import LABEL
-from ae_pipeline.ingestion.landing_folder import list_landing
+from ae_pipeline.ingestion.landing_folder import landing_folder, list_landing
 from ae_pipeline.ingestion.masks import mask_path, read_mask, require_size
 from ae_pipeline.ingestion.patches import PATCH_COLUMNS
 from ae_pipeline.ingestion.readers.pictures import FILE_COLUMN
@@ -170,7 +171,11 @@ def _top_labeled(images: pl.DataFrame, dataset: Dataset) -> tuple[LabeledRow, ..
 
 
 def _known_images(files: Mapping[str, PublishedDay], dataset: Dataset, bundle: ModelBundle) -> pl.DataFrame:
-    """Return each image with its label and whether the network was not fitted on it, either null if unknown."""
+    """Return each image with its label, `has_defect` and `held_out`, each null if unknown.
+
+    A mark of a person replaces the label, but not `has_defect`, the label that landed. `held_out` says that the network
+    was not fitted on the image.
+    """
     window, config, paths = bundle.window, dataset.config, dataset.paths
     is_by_row = window.is_by_row
     seen = seen_rows(bundle, paths) if is_by_row else None
@@ -181,6 +186,7 @@ def _known_images(files: Mapping[str, PublishedDay], dataset: Dataset, bundle: M
             schema={
                 IMAGE_ID: pl.String,
                 LABEL: pl.Boolean,
+                "has_defect": pl.Boolean,
                 "held_out": pl.Boolean,
                 "patches": pl.UInt32,
                 "day": pl.String,
@@ -189,15 +195,15 @@ def _known_images(files: Mapping[str, PublishedDay], dataset: Dataset, bundle: M
     ]
     for day in sorted(files):
         features = pl.scan_parquet(whole(paths.features(day)), glob=False)
-        label = pl.lit(None, pl.Boolean).alias(LABEL)
+        landed_label, label = (pl.lit(None, pl.Boolean).alias(name) for name in ("has_defect", LABEL))
         if LABEL in features.collect_schema():  # a mark of one patch makes its image a known anomaly
-            label = marked_label(marks)
+            landed_label, label = pl.col(LABEL).alias("has_defect"), marked_label(marks)
         held_out = pl.lit(None if is_by_row else day not in fitted, pl.Boolean)
         if seen is not None:
             held_out = ~pl.col("row_id").is_in(seen.implode())
         held_out &= ~pl.col("row_id").is_in(learned.implode())
-        rows = features.select(of_image, label, held_out.alias("held_out"))
-        known = (image_label(), pl.col("held_out").all(ignore_nulls=False))
+        rows = features.select(of_image, label, landed_label, held_out.alias("held_out"))
+        known = (image_label(), pl.col("has_defect").max(), pl.col("held_out").all(ignore_nulls=False))
         images = rows.group_by(IMAGE_ID).agg(*known, patches=pl.len())
         parts.append(images.with_columns(day=pl.lit(day)).collect())
     return pl.concat(parts)
@@ -251,20 +257,23 @@ def _with_masks(known: pl.DataFrame, dataset: Dataset, elements: int) -> pl.Data
         dataset: Configuration and paths of the dataset.
         elements: Number of values of a patch.
     """
-    config = dataset.config
+    config, folder = dataset.config, landing_folder(dataset)
     assert config.images is not None
+    landed, problem = dict[str, Path](), ""
     try:
         landed = list_landing(dataset).masks
-    except StorageError:  # the folder is gone
-        landed = {}
+    except StorageError as error:  # such as a folder that is gone
+        problem = str(error)
     index = [name for name in config.identity if name not in PATCH_COLUMNS].index(FILE_COLUMN)
     paths = (mask_path(identity_values(identity)[index], config.images) for identity in known[IMAGE_ID])
-    masks = [str(landed[path]) if path in landed else None for path in paths]
+    masks = [_find_mask(path, landed, folder) for path in paths]
     usable = known.with_columns(mask=pl.Series(masks, dtype=pl.String)).filter(
         pl.col("held_out").fill_null(value=False),
         pl.col("mask").is_not_null() | ~pl.col(LABEL).fill_null(value=True),
     )
-    if unknown := _without_mask(known, masks):
+    if problem:
+        logger.warning(f"the measures of pixels may lack images with a mask: {problem}")
+    elif unknown := _without_mask(known, masks):
         logger.warning(
             f"the measures of pixels leave out {pluralize(len(unknown), 'anomalous image')} without a mask "
             f"({abbreviate(unknown)}); land their masks, or correct images.masks"
@@ -273,7 +282,21 @@ def _with_masks(known: pl.DataFrame, dataset: Dataset, elements: int) -> pl.Data
     return usable.sort(pl.col(IMAGE_ID).hash(seed=0), IMAGE_ID).filter(cost <= _MAX_ELEMENTS / 2)
 
 
+def _find_mask(path: str | None, landed: Mapping[str, Path], folder: Path) -> str | None:
+    """Return the file of a mask; None if there is none.
+
+    Args:
+        path: Path of the mask below the landing folder; None if the image can have none.
+        landed: Masks that the landing folder lists, which leaves out hidden and linked folders.
+        folder: Landing folder.
+    """
+    if path is None or path in landed:
+        return str(landed[path]) if path else None
+    # Path.is_file raises for a folder without access.
+    return str(folder / path) if os.path.isfile(folder / path) else None  # noqa: PTH113
+
+
 def _without_mask(known: pl.DataFrame, masks: Sequence[str | None]) -> list[str]:
-    """Return the held-out images that are known anomalies and have no mask."""
-    is_anomalous = (known[LABEL] & known["held_out"]).fill_null(value=False)
+    """Return the held-out images that landed as known anomalies, without their mask. Marks of people have no masks."""
+    is_anomalous = (known[LABEL] & known["has_defect"] & known["held_out"]).fill_null(value=False)
     return sorted(known.filter(is_anomalous & pl.Series(masks, dtype=pl.String).is_null())[IMAGE_ID])

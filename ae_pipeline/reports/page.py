@@ -105,10 +105,11 @@ def _with_marks(variables: dict[str, Any], dataset: Dataset) -> dict[str, Any]:
     except ConfigError:  # missing, damaged or of an earlier version: the next report writes them again
         return variables
     reviewed = review_of(ranked, [entry["day"] for entry in summary["days"]], dataset)
+    noun = noun_of_rows(dataset.config)
     day = variables["assessment"]["day"] if dataset.config.is_daily else ALL_ROWS
-    assessment = DayAssessment.from_record(variables["assessment"]).reviewed(reviewed, day)
+    assessment = DayAssessment.from_record(variables["assessment"], noun).reviewed(reviewed, day)
     days = {
-        other: DayAssessment.from_record(record).reviewed(reviewed, other)
+        other: DayAssessment.from_record(record, noun).reviewed(reviewed, other)
         for other, record in variables.get("assessed", {}).items()  # a report of an earlier version has none
     }
     if days and dataset.config.is_daily:

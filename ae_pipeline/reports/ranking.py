@@ -11,7 +11,8 @@ import polars as pl
 
 from ae_pipeline.common.errors import PublicationError
 from ae_pipeline.common.progress import ProgressLogger
-from ae_pipeline.config.display import PLAIN, ColumnNames
+from ae_pipeline.common.text import pluralize
+from ae_pipeline.config.display import PLAIN, ColumnNames, noun_of_rows
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.detector.bundle import ModelBundle
 from ae_pipeline.detector.explanation import CONTRIBUTIONS, Contribution, because
@@ -308,14 +309,13 @@ def _rank(day: str, published: PublishedDay | None, dataset: Dataset, bundle: Mo
     else:
         scored = with_label(published_day(published, paths, _PUBLISHED_COLUMNS), day, paths)
     scored = _with_discoveries(scored, config.alerts.false_discovery_rate)
-    known, flagged = scored[LABEL].fill_null(value=False), scored["is_anomaly"]
-    marked = scored["is_discovery"].sum()
+    known, flagged, marked = scored[LABEL].fill_null(value=False), scored["is_anomaly"], scored["is_discovery"].sum()
     wanted = max(int(flagged.sum()), int(marked), _MIN_RANKED)
-    count = min(wanted, _MAX_RANKED)
-    if wanted > count:
-        logger.warning(f"{day}: {wanted:,} rows are flagged; the report and alerts.parquet have the highest {count:,}")
+    if wanted > _MAX_RANKED:
+        most = f"the report and alerts.parquet have the highest {_MAX_RANKED:,}"
+        logger.warning(f"{day}: {pluralize(wanted, noun_of_rows(config))} are flagged; {most}")
     # The identity breaks ties, so that the order is deterministic.
-    top = scored.sort(["score", "row_id"], descending=[True, False]).head(count)
+    top = scored.sort(["score", "row_id"], descending=[True, False]).head(min(wanted, _MAX_RANKED))
     row_ids = pl.scan_parquet(whole(paths.features(day)), glob=False).select("row_id")
     top = top.lazy().join(row_ids, on="row_id", how="semi", maintain_order="left").collect()
     features = features_of(top["row_id"].head(config.alerts.report_rows), day, paths)

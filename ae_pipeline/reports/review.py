@@ -7,6 +7,8 @@ from typing import Any
 import polars as pl
 
 from ae_pipeline.common.errors import ConfigError
+from ae_pipeline.common.text import plural, with_article
+from ae_pipeline.config.display import noun_of_rows
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.features.split import LABEL
 from ae_pipeline.ingestion.names import column_names
@@ -124,7 +126,7 @@ def read_ranked(paths: DatasetPaths) -> pl.DataFrame:
     """
     path = paths.reports / "alerts.parquet"
     if not read_facts(path):
-        raise ConfigError(f"{paths.dataset!r} has no report whose rows can be marked; run `ae-pipeline run` first")
+        raise ConfigError(f"{paths.dataset!r} has no report, so nothing can be marked; run `ae-pipeline run` first")
     ranked = pl.read_parquet(whole(path), glob=False)
     if missing := DESCRIBED.keys() - set(ranked.columns):
         raise ConfigError(
@@ -182,11 +184,12 @@ def offer_of(entity: str, columns: Sequence[str], dataset: Dataset) -> Offer | N
     if alarms < REPEATED:
         return None
     subject, names = cause_key(cause_columns), column_names(dataset)
+    rows, cause_text = names.rows, ", ".join(map(names.title, cause_columns))
     message = (
-        f"{alarms} rows of {entity} with a cause like {', '.join(map(names.title, cause_columns))} are false alarms. "
+        f"{alarms} {rows} of {entity} with a cause like {cause_text} are false alarms. "
         "Later ones can stay flagged after a training, because the model does not see who they belong to. From the "
-        f"next version of the model on, counts and alerts leave out later rows of {entity} with this cause. If it is "
-        f"known for {entity}, they do so at once, until its rows grow or pause for {PAUSE_DAYS} days"
+        f"next version of the model on, counts and alerts leave out later {rows} of {entity} with this cause. If it is "
+        f"known for {entity}, they do so at once, until its {rows} grow or pause for {PAUSE_DAYS} days"
     )
     note = f"{alarms} false alarms"
     request = MarkRequest(kind=MarkKind.CAUSE, subject=subject, state=MarkState.KNOWN, entity=entity, note=note)
@@ -199,7 +202,7 @@ def offer_after(stored: Mark, dataset: Dataset) -> Offer | None:
 
 
 def _mark_of_rows(request: MarkRequest, rows: Sequence[FlaggedRow], version: int, dataset: Dataset) -> Mark:
-    marks = marks_of(dataset.paths)
+    marks, noun = marks_of(dataset.paths), noun_of_rows(dataset.config)
     if request.kind == MarkKind.ROW:
         chosen = [row for row in rows if row.row_id == request.subject] or _published_row(request, dataset)
     else:
@@ -223,12 +226,12 @@ def _mark_of_rows(request: MarkRequest, rows: Sequence[FlaggedRow], version: int
             }
             chosen = [row for row in chosen if row.row_id not in real] or chosen
     if not chosen:
-        what = f"row {request.subject!r}" if request.kind == MarkKind.ROW else f"cause {request.subject!r}"
+        what = f"{noun} {request.subject!r}" if request.kind == MarkKind.ROW else f"cause {request.subject!r}"
         where = f" on {request.day}" if request.day else ""
         whose = f" of {request.entity!r}" if request.entity else ""
         raise ConfigError(
             f"the report of {dataset.name!r} has no {what}{whose}{where}; `ae-pipeline mark {dataset.name}` lists "
-            "the flagged rows and causes of its newest day"
+            f"the flagged {plural(noun)} and causes of its newest day"
         )
     by_day: dict[str, int] = {}
     for row in chosen:
@@ -261,9 +264,10 @@ def _published_row(request: MarkRequest, dataset: Dataset) -> list[FlaggedRow]:
         rows = published_day(published, dataset.paths, columns).filter(pl.col("row_id") == request.subject)
         for row in rows.iter_rows(named=True):
             if not row["is_anomaly"] and request.state not in {MarkState.REAL, MarkState.CLEARED}:
+                noun = noun_of_rows(dataset.config)
                 raise ConfigError(
-                    f"row {request.subject!r} of {dataset.name!r} is not flagged, so it cannot be "
-                    f"{request.state.text}; a row that is not flagged can be marked as real"
+                    f"{noun} {request.subject!r} of {dataset.name!r} is not flagged, so it cannot be "
+                    f"{request.state.text}; {with_article(noun)} that is not flagged can be marked as real"
                 )
             entity = entity_of(request.subject, dataset.config)
             version = row["model_version"] if row["is_anomaly"] else NO_VERSION

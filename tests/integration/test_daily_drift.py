@@ -53,7 +53,7 @@ class TestDailyDrift:
         assert shop.run("day", NEW[0]).success
         check = drift_check(shop)
         assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
-        assert f"1 of 1 day after the training window have drifted; {NEW[0]}: " in str(check.description)
+        assert f"1 of 1 day after the training window has drifted; {NEW[0]}: " in str(check.description)
         assert "column country" in str(check.description)
         page = (shop.paths.reports / "report.html").read_text()
         assert "with new categories, at most 5.0%" in page
@@ -73,7 +73,7 @@ class TestDailyDrift:
         shop.land(NEW[0], "\n".join(drifting_csv(NEW[0]).splitlines()[:11]) + "\n")
         shop.land(NEW[1])  # the newest day of few rows would still be filling
         assert shop.run("day", NEW[0], NEW[1]).success
-        description = "1 day after the training window are like it; 1 more have too few rows"
+        description = "1 day after the training window is like it; 1 more has too few rows"
         assert drift_check(shop).description == description
 
     def test_drift_triggers_training_on_enough_new_drifting_days(self, shop: Shop) -> None:
@@ -86,7 +86,7 @@ class TestDailyDrift:
             assert drifting_days(shop.paths, 30) == list(NEW[:index])
             answers.append(shop.requested(early_training_requests))
         few = "{} days in a row have drifted; {} of them are new to a training, fewer than drifting_days=2"
-        assert answers[0] == "1 day in a row have drifted, fewer than drifting_days=2"
+        assert answers[0] == "1 day in a row has drifted, fewer than drifting_days=2"
         assert str(answers[1]).startswith(few.format(2, 0))
         assert str(answers[2]).startswith(few.format(3, 1))
         assert str(answers[2]).endswith("the newest 2 belong to the gate")

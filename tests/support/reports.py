@@ -1,10 +1,12 @@
 """Publish and report a fitted dataset, and read the text of a page."""
 
 import html.parser
+import json
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from ae_pipeline.latents.publish import publish
 from ae_pipeline.reports.build import Report, build_report
@@ -63,6 +65,29 @@ class Text(html.parser.HTMLParser):
 
 def speaks_of_rows(page: str) -> list[str]:
     """Return where a page or a message speaks of rows: not those of pixels, nor the option `--row` of a command."""
-    attributes = re.findall(r'(?:aria-label|title|alt|placeholder|data-noun)="([^"]*)"', page)
-    shown = re.sub(r"at row \d+, column \d+|--row=", "", " | ".join([Text(page).text, *attributes]))
+    attributes = re.findall(r'(?:aria-label|title|alt|placeholder|data-(?:noun|offer|description))="([^"]*)"', page)
+    specs = re.findall(r'<script type="application/json" id="chart-[^"]*-spec">(.*?)</script>', page, re.DOTALL)
+    charts = [text for spec in specs for text in _chart_texts(json.loads(spec))]
+    shown = re.sub(r"at row \d+, column \d+|--row=", "", " | ".join([Text(page).text, *attributes, *charts]))
     return re.findall(r".{0,40}\brows?\b.{0,40}", shown, re.IGNORECASE)
+
+
+def _chart_texts(spec: Any) -> Iterator[str]:
+    """Yield what a chart shows: titles, names of fields without a title, and texts of its data."""
+    match spec:
+        case {"field": str(name), **channel} if "title" not in channel:
+            yield name
+        case {"title": str(title)}:
+            yield title
+    match spec:
+        case dict():
+            for key, value in spec.items():
+                yield from _data_texts(value) if key == "datasets" else _chart_texts(value)
+        case list():
+            for value in spec:
+                yield from _chart_texts(value)
+
+
+def _data_texts(datasets: dict[str, list[dict[str, object]]]) -> Iterator[str]:
+    for entries in datasets.values():
+        yield from (str(value) for entry in entries for value in entry.values() if isinstance(value, str))

@@ -2,6 +2,8 @@
 
 import dagster as dg
 
+from ae_pipeline.common.text import pluralize
+from ae_pipeline.config.display import noun_of_rows
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.orchestration.assets.common import (
     as_dagster_failure,
@@ -48,7 +50,7 @@ def build_features(config: PipelineConfig) -> dg.AssetsDefinition:
             built = build_feature_days(dataset, days)
         path = dataset.paths.features
         add_days_metadata(context, dataset, path, built.days)
-        message = f"{built.rows:,} rows of features, {built.raw_rows:,} of raw_data"
+        message = f"{pluralize(built.rows, noun_of_rows(config))} of features, {built.raw_rows:,} of raw_data"
         same = built.rows == built.raw_rows
         return dg.MaterializeResult(
             metadata={

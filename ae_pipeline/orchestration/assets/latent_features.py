@@ -4,6 +4,8 @@ import datetime as dt
 
 import dagster as dg
 
+from ae_pipeline.common.text import pluralize
+from ae_pipeline.config.display import noun_of_rows
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.orchestration.assets.common import (
     as_dagster_failure,
@@ -72,7 +74,7 @@ def build_latent_features(config: PipelineConfig) -> dg.AssetsDefinition:
             uri = files.address(day.path or "")
             figures = {"rows": day.rows, "rows_flagged": day.flagged}
             add_partition_metadata(context, config, day.day, day.key, uri, **figures)
-        rows = f"{latents.rows:,} rows in the table, {latents.expected_rows:,} of features"
+        rows = f"{pluralize(latents.rows, noun_of_rows(config))} in the table, {latents.expected_rows:,} of features"
         same = latents.rows == latents.expected_rows
         collapse, calibration = latents.collapse, latents.calibration
         return dg.MaterializeResult(

@@ -68,7 +68,8 @@ def build_raw_data(config: PipelineConfig) -> dg.AssetsDefinition:
         refused = f"{len(raw.refused):,} landed files are refused{first}"
         share, max_share = raw.quarantine_share, config.max_quarantine_share
         quarantined = (
-            f"{raw.quarantined_rows:,} of {count_rejected(raw.rows_of_files, config)} of these files are in quarantine"
+            f"{raw.quarantined_rows:,} of {count_rejected(raw.rows_of_files, config)} of these files "
+            f"{'is' if raw.rows_of_files == 1 else 'are'} in quarantine"
         )
         duplicates = f"{raw.duplicates:,} identities occur twice"
         return dg.MaterializeResult(

@@ -317,6 +317,11 @@ def test_a_mark_of_a_day_reaches_checks_and_later_pages(dataset: Dataset, fitted
     version = cast(TrackedVersion, None)
     checks = ReportedDays(report=replace(report, drift=(drift,)), version=version, budget=0.01, days=(day,))
     assert [each.day for each in checks.drifting] == [day]
+    assert checks.drift_message.startswith(f"1 of 1 day after the training window has drifted; {day}: ")
+    elsewhere = replace(checks, report=replace(report, drift=(replace(drift, day="2000-01-01"),)))
+    assert elsewhere.drift_message.endswith("after the training window; 1 day of the table is")
+    alike = replace(checks, report=replace(report, drift=(replace(drift, effects=()),)))
+    assert alike.drift_message == "1 day after the training window is like it"
     checks = replace(checks, report=replace(checks.report, known_drift=frozenset({day})))
     assert checks.drifting == []
     assert checks.drift_message == (
@@ -458,7 +463,7 @@ def test_an_entity_is_the_identity_without_the_time() -> None:
 
 
 def test_a_report_that_is_missing_is_named(fitted: Fitted) -> None:
-    with pytest.raises(ConfigError, match="has no report whose rows can be marked"):
+    with pytest.raises(ConfigError, match="has no report, so nothing can be marked"):
         read_ranked(fitted.paths)
 
 

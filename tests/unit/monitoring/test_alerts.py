@@ -16,6 +16,8 @@ import pytest
 
 from ae_pipeline.common.errors import StorageError
 from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.ingestion.ledger import LandedFile
+from ae_pipeline.lifecycle.alerts import _quarantine_message
 from ae_pipeline.monitoring import alerts as alerting
 from ae_pipeline.monitoring.alerts import Alert, AlertEvent, alerts_of, raise_alert
 from ae_pipeline.orchestration.failures import belongs_to, failure_alert, failure_reason
@@ -404,3 +406,12 @@ def test_a_page_without_stored_variables_is_not_changed(dataset: Dataset) -> Non
     page.write_text("<h1>another version</h1>")
     refresh_operations(dataset)
     assert page.read_text() == "<h1>another version</h1>"
+
+
+@pytest.mark.parametrize(("rows", "text"), [(1, "1 of 1 row of 1 file is in"), (20, "1 of 20 rows of 1 file are in")])
+def test_a_broken_contract_agrees_with_the_number_of_rows(rows: int, text: str, tmp_path: Path) -> None:
+    dataset = Dataset(PipelineConfig.model_validate(ATTRIBUTES), DatasetPaths(tmp_path, "orders"))
+    landed = LandedFile(
+        size=1, modified_ns=1, sha256="a", landed_ns=1, contract="c", staged="s", quarantined={"type": 1}
+    )
+    assert _quarantine_message(dataset, {"a.csv": landed}, {"a.csv": 1}, rows, ["a.csv"]).startswith(f"{text} quaran")

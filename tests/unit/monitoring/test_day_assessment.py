@@ -63,6 +63,7 @@ class TestAssessment:
         assert DayAssessment.from_record(of_images.record()) == of_images
         earlier = {name: value for name, value in of_images.record().items() if name != "noun"}
         assert DayAssessment.from_record(earlier) == of_rows
+        assert DayAssessment.from_record(earlier, "image") == of_images
 
     def test_a_day_whose_labeled_anomalies_are_missed_is_wrong(self) -> None:
         missed = replace(entry(1000, 4, known=4), known_anomalies=40)

@@ -24,7 +24,7 @@ class TestCharts:
         spec = json.loads(chart.spec)
         values = max(spec["datasets"].values(), key=len)
         for whose in ("2024-01-01", "calibration"):
-            assert sum(value["share"] for value in values if value["rows"] == whose) == pytest.approx(1)
+            assert sum(value["share"] for value in values if value["of"] == whose) == pytest.approx(1)
         assert chart.message.endswith("are flagged: 1.")
 
     def test_calibrated_p_values_lie_on_the_diagonal(self) -> None:

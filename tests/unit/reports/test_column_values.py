@@ -90,4 +90,7 @@ def test_a_column_without_days_shows_all_rows() -> None:
     rows = replace(column({ALL_ROWS: ["a", "b", "b", None]}, is_category=True), window=())
     (chart,) = column_charts(rows, ColumnType.CATEGORY, pl.DataFrame(), DriftConfig())
     assert chart.message == "Values of all rows."
-    assert '"rows":"all rows"' in chart.spec
+    assert '"of":"all rows"' in chart.spec
+    (chart,) = column_charts(rows, ColumnType.CATEGORY, pl.DataFrame(), DriftConfig(), "patches")
+    assert chart.message == "Values of all patches."
+    assert '"of":"all patches"' in chart.spec

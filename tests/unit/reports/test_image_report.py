@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from pydantic import ValidationError
 
 from ae_pipeline.cli import summary, versions
 from ae_pipeline.cli.summary import report_lines
-from ae_pipeline.common.errors import PublicationError
+from ae_pipeline.common.errors import ConfigError, PublicationError
 from ae_pipeline.config.columns import ImageShape
 from ae_pipeline.config.display import PLAIN
 from ae_pipeline.detector.bundle import ModelBundle
@@ -44,15 +45,17 @@ from ae_pipeline.monitoring.verdict import DayAssessment
 from ae_pipeline.orchestration.assets import anomaly_report
 from ae_pipeline.registry.store import Tracker
 from ae_pipeline.registry.versions import TrackedVersion
-from ae_pipeline.reports import image_report
+from ae_pipeline.reports import day_pages, image_report, page, ranking, review, served
 from ae_pipeline.reports.build import Report
-from ae_pipeline.reports.explore import row_page
+from ae_pipeline.reports.day_pages import day_page
+from ae_pipeline.reports.explore import column_page, row_page
 from ae_pipeline.reports.explore_latents import latents_page
 from ae_pipeline.reports.heat_pictures import export_maps
 from ae_pipeline.reports.image_report import report_images
 from ae_pipeline.reports.labels import LabeledRow
+from ae_pipeline.reports.model_card import model_card
 from ae_pipeline.reports.ranking import ranking_hash
-from ae_pipeline.reports.review import MarkRequest
+from ae_pipeline.reports.review import MarkRequest, cause_key, flagged_rows, mark, read_ranked
 from ae_pipeline.reports.served import home_page, mark_page
 from ae_pipeline.scoring.calibration import Calibration, calibrate
 from ae_pipeline.storage.dataset import Dataset
@@ -201,6 +204,7 @@ def test_the_page_shows_the_images_first(report: Report) -> None:
     assert text.index(f"of {TRAIN + TEST} images are flagged") < text.index("Most anomalous patches")
     assert "the mean of the 2 highest scores of its patches" in text.replace("\n", " ")
     assert text.count("test/square/") >= BAD
+    assert "Patches that are not flagged and not known anomalies, with the scores nearest" in text
 
 
 def test_the_page_counts_images_where_it_speaks_of_known_anomalies(report: Report) -> None:
@@ -427,18 +431,93 @@ def test_patches_are_compared_with_a_model_that_gives_no_verdicts_on_images(
     assert " of 780 patches: " in between.message
 
 
-@pytest.mark.usefixtures("report")
-def test_no_page_of_patches_speaks_of_rows(gallery: Fitted, report: Report) -> None:
+def test_images_are_compared_after_a_change_of_the_identity(
+    gallery: Fitted, report: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert report.images is not None
+    earlier = gallery.bundle.config.model_copy(update={"identity": ("split", "file", "top", "left")})
+    between = compared(gallery, monkeypatch, detector=replace(gallery.bundle.detector, config=earlier))
+    flagged = report.images.flagged
+    assert (between.unit, between.rows, between.flagged, between.both) == ("image", 52, (flagged, flagged), flagged)
+    assert (between.only_new, between.only_old) == ((), ())
+
+
+def test_rows_are_compared_that_are_no_patches_any_more(gallery: Fitted, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = gallery.bundle.config.images
+    assert images is not None
+    whole = {"identity": ("file",), "images": images.model_copy(update={"patch": None, "stride": None})}
+    dataset = Dataset(gallery.bundle.config.model_copy(update=whole), gallery.paths)
+    monkeypatch.setattr("tests.unit.reports.test_image_report.as_dataset", lambda _: dataset)
+    between = compared(gallery, monkeypatch)
+    assert (between.unit, between.rows, between.patches_flagged, between.patches) == ("image", 780, None, 0)
+
+
+def test_no_page_of_patches_speaks_of_rows(gallery: Fitted, report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = as_dataset(gallery)
+    column, card = column_page("top", dataset), model_card(gallery.bundle, 3, [], "passed", 0, {})
+    assert column is not None
+    assert "Values of all patches." in column
+    assert "| part | first day | last day | days | patches |" in card
+    first, *_ = flagged_rows(read_ranked(gallery.paths), gallery.config)
+    rows = [replace(first, row_id=f"{number}", entity="camera 1") for number in range(4)]
+    monkeypatch.setattr(served, "flagged_rows", lambda *_: rows)
+    monkeypatch.setattr(review, "false_alarms_of", lambda *_: ["0", "1", "2"])
+    subject = cause_key(first.columns)
+    offer = MarkRequest(kind=MarkKind.CAUSE, subject=subject, state=MarkState.REAL, entity="camera 1")
+    offered = mark_page(offer, "", dataset, "")
+    assert "3 patches of camera 1 with a cause like" in offered
     pages = [
         report.page.read_text(encoding="utf-8"),
         latents_page(dataset),
         mark_page(MarkRequest(kind=MarkKind.CAUSE, subject="spot", state=MarkState.REAL), "", dataset, ""),
         home_page({"shop": gallery.paths}, {"shop": gallery.config}, {}),
+        column,
+        card.replace(", row, ", ", "),  # a value of alerts.evidence
+        offered,
     ]
-    for page in pages:
-        assert "patches" in Text(page).text
-        assert speaks_of_rows(page) == []
+    for content in pages:
+        assert "patches" in Text(content).text
+        assert speaks_of_rows(content) == []
+
+
+def test_errors_of_patches_do_not_speak_of_rows(
+    gallery: Fitted, report: Report, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    dataset, files = as_dataset(gallery), published_days(gallery.paths)
+    assert report.flagged > 5
+    usual = read_latents("shop", data=gallery.paths.root).polars().sort("score")["row_id"][0]
+    errors = []
+    for subject in ("nope", usual):
+        with pytest.raises(ConfigError) as error:
+            mark(MarkRequest(kind=MarkKind.ROW, subject=subject, state=MarkState.KNOWN), dataset)
+        errors.append(str(error.value))
+    assert "has no patch 'nope'; " in errors[0]
+    assert errors[0].endswith("lists the flagged patches and causes of its newest day")
+    assert errors[1].startswith(f"patch {usual!r} of 'shop' is not flagged, so it cannot be known; a patch that is not")
+    with pytest.raises(PublicationError, match="so its patches have no days; open the page of all patches") as no_days:
+        day_page("2024-01-01", dataset, gallery.bundle, 3)
+    outdated = day_pages._outdated(ALL_ROWS, dataset)
+    monkeypatch.setattr(ranking, "_MAX_RANKED", 5)
+    ranking._rank(ALL_ROWS, files[ALL_ROWS], dataset, gallery.bundle)
+    (warning,) = caplog.messages
+    assert warning == f"all: {report.flagged} patches are flagged; the report and alerts.parquet have the highest 5"
+    assert speaks_of_rows("\n".join([*errors, str(no_days.value), str(outdated), warning])) == []
+
+
+def test_a_page_of_an_earlier_version_speaks_of_patches(
+    gallery: Fitted, report: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert report.newest_assessment is not None
+    context = page._read_context(gallery.paths)
+    assert context is not None
+    variables = context["variables"]
+    for record in (variables["assessment"], *variables["assessed"].values()):
+        assert record.pop("noun") == "patch"
+    monkeypatch.setattr(page, "marks_digest", lambda _: "some")
+    monkeypatch.setattr(page, "day_count", lambda _, each: {"noun": each.noun})
+    marked = page._with_marks(variables, as_dataset(gallery))
+    assert marked["assessment"]["noun"] == "patch"
+    assert marked["summary"]["days"] == [{"noun": "patch"}]
 
 
 def test_messages_of_patches_do_not_speak_of_rows(gallery: Fitted, report: Report) -> None:
@@ -633,6 +712,7 @@ def test_masks_that_cannot_be_used_are_named_and_the_others_measured(
     masks[second].write_bytes(png(np.zeros((10, 13), np.uint8)))
     del masks[third]
     monkeypatch.setattr(image_report, "list_landing", lambda _: replace(landing, masks=masks))
+    monkeypatch.setattr(image_report, "landing_folder", lambda _: tmp_path)
     report = report_images(published_days(gallery.paths), gallery, gallery.bundle, 3)
     assert report is not None
     assert report.pixels is not None
@@ -640,6 +720,58 @@ def test_masks_that_cannot_be_used_are_named_and_the_others_measured(
     messages = " ".join(record.message for record in caplog.records)
     assert "2 masks cannot be used, and the measures of pixels leave out their images; the first one: the" in messages
     assert "the measures of pixels leave out 1 anomalous image without a mask (test/square/042.png); land" in messages
+
+
+def with_masks_in(folder: Path, masks: str, gallery: Fitted) -> Dataset:
+    """Return the dataset with another landing folder, and another pattern of masks."""
+    config = gallery.bundle.config
+    assert config.images is not None
+    source = config.source.model_copy(update={"path": str(folder)})
+    images = config.images.model_copy(update={"masks": masks})
+    return Dataset(config.model_copy(update={"source": source, "images": images}), gallery.paths)
+
+
+@pytest.mark.parametrize("masks", [".masks/{defect}/{stem}_mask.png", "linked/{defect}/{stem}_mask.png"])
+def test_masks_in_hidden_and_linked_folders_are_found(
+    gallery: Fitted, tmp_path: Path, masks: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(gallery.paths.landing / "truth", tmp_path / ".masks")
+    (tmp_path / "linked").symlink_to(gallery.paths.landing / "truth")
+    dataset = with_masks_in(tmp_path, masks, gallery)
+    assert list_landing(dataset).masks == {}
+    report = report_images(published_days(gallery.paths), dataset, gallery.bundle, 3)
+    assert report is not None
+    assert report.pixels is not None
+    assert report.pixels.defects == BAD
+    assert caplog.messages == []
+
+
+def test_masks_that_cannot_be_listed_are_not_called_missing(
+    gallery: Fitted, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dataset = with_masks_in(tmp_path / "gone", "truth/{defect}/{stem}_mask.png", gallery)
+    report = report_images(published_days(gallery.paths), dataset, gallery.bundle, 3)
+    assert report is not None
+    (message,) = caplog.messages
+    assert message.startswith("the measures of pixels may lack images with a mask: no files have landed for 'shop': ")
+    assert f"{tmp_path / 'gone'} does not exist" in message
+
+
+def test_an_image_with_a_real_patch_needs_no_mask(
+    gallery: Fitted, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    files, dataset = published_days(gallery.paths), as_dataset(gallery)
+    before = report_images(files, dataset, gallery.bundle, 3)
+    assert before is not None
+    assert before.pixels is not None
+    good = next(each.strangest for each in before.top_images if each.image_id.startswith("test/good/"))
+    mark = Mark(kind=MarkKind.ROW, subject=good, state=MarkState.REAL, day=ALL_ROWS, rows={good: ALL_ROWS})
+    monkeypatch.setattr(image_report, "marks_of", lambda _: [mark])
+    after = report_images(files, dataset, gallery.bundle, 3)
+    assert after is not None
+    assert after.pixels is not None
+    assert after.pixels.images == before.pixels.images - 1
+    assert caplog.messages == []
 
 
 def test_a_heat_map_divides_a_batch_that_does_not_fit(gallery: Fitted, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,7 @@ class TestCharts:
         assert [point["score"] for point in of_day] == pytest.approx(np.round(scored.score, 2).tolist())
         assert len(others) == validation.height - fitted.bundle.score(validation).is_anomaly.sum()
         bars = values(charts["scores"])[0]
-        assert sum(bar["share"] for bar in bars if bar["rows"] == "the gate") == pytest.approx(1.0)
+        assert sum(bar["share"] for bar in bars if bar["of"] == "the gate") == pytest.approx(1.0)
         assert f"{unseen.height:,} rows of the gate" in charts["calibration"].message
 
     def test_without_gate_rows_the_charts_show_validation_rows(

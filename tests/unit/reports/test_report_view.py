@@ -24,6 +24,7 @@ from ae_pipeline.reports.cards import unseen_days_summary
 from ae_pipeline.reports.day_pages import day_page
 from ae_pipeline.reports.groups import group_rows
 from ae_pipeline.reports.index import most_worth_a_look, with_causes
+from ae_pipeline.reports.page import render_report
 from ae_pipeline.reports.ranking import RankedRow, as_rows, ranked_day, reported_days
 from ae_pipeline.reports.view import Published
 from ae_pipeline.scoring.drift import Part
@@ -102,6 +103,12 @@ class TestDays:
         )
         assert read_drift(dataset.paths, 30) == ()
         assert drifting_days(dataset.paths, 30) == []
+
+    @pytest.mark.parametrize(("usual", "text"), [(1, "1 row is usual on"), (2, "2 rows are usual on")])
+    def test_a_page_agrees_with_the_number_of_usual_rows(self, report: Reported, usual: int, text: str) -> None:
+        context = json.loads((report.dataset.paths.reports / "report.context.json").read_text(encoding="utf-8"))
+        context["variables"]["assessment"]["usual_rows"] = usual
+        assert text in Text(render_report(context["variables"], as_dataset(report.dataset))).text
 
     def test_the_page_over_all_days_names_the_day_to_look_at(self, report: Reported) -> None:
         _, days, built = report
