@@ -79,7 +79,7 @@ class ImageMetadata:
         key = _key(name)
         values = dict(zip(self.columns, self.rows.get(key, (None,) * len(self.columns)), strict=True))
         of_path = file.rows.row(0, named=True) if file.rows.height else {}
-        merged = merged_texts({column: of_path[column] for column in self.columns if of_path.get(column)}, values)
+        merged = merged_texts({column: of_path[column] for column in self.columns if column in of_path}, values)
         rows = file.rows.with_columns(*(pl.lit(value, pl.String).alias(column) for column, value in merged.items()))
         if reason := self.problems.get(key):
             rejected = rejected_rows([(1, "file: metadata", reason, name)])
@@ -95,8 +95,8 @@ class ImageMetadata:
         """
         if not self.columns:
             return
-        self._log_contradictions(images, expressions)
         landed = {_key(name): name for name in images}
+        self._log_contradictions(landed, expressions)
         described = {*self.rows, *self.problems}
         without = sorted(landed[key] for key in landed.keys() - described)
         if without:
@@ -114,21 +114,19 @@ class ImageMetadata:
                 f"in {self.sources[unknown[0]]}); write paths relative to the folder of the metadata file{hint}"
             )
 
-    def _log_contradictions(self, images: Collection[str], expressions: Sequence[str | None]) -> None:
+    def _log_contradictions(self, landed: Mapping[str, str], expressions: Sequence[str | None]) -> None:
         count, example = 0, ""
-        for name in images:
-            if (key := _key(name)) not in self.rows:
+        for key, name in landed.items():
+            if key not in self.rows or key in self.problems:
                 continue
             of_path = path_texts(name, expressions, self.columns)
             described = dict(zip(self.columns, self.rows[key], strict=True))
             for column, text in of_path.items():
-                if text is None or (other := described.get(column)) is None or _agree(text, other):
-                    continue
-                count += 1
-                example = example or (
-                    f"{column} is {text!r} in the path of {name}, and {other!r} in {self.sources[key]}"
-                )
-                break
+                if text and (other := described[column]) is not None and not _agree(text, other):
+                    count += 1
+                    difference = f"{column} is {text!r} in the path of {name}, and {other!r} in {self.sources[key]}"
+                    example = example or difference
+                    break
         if count:
             logger.warning(
                 f"the metadata contradict the path of {pluralize(count, 'image')}, and count: {example}; correct "

@@ -78,6 +78,8 @@ def path_texts(name: str, expressions: Iterable[str | None], columns: Collection
 
 def _folder_values(name: str, known: Collection[str] | None) -> dict[str, str | None]:
     values: dict[str, str | None] = {}
+    if "=" not in name:  # a path object for each of 200,000 files would take a second
+        return values
     for folder in PurePosixPath(name).parent.parts:
         column, equals, value = folder.partition("=")
         column = unquote(column)

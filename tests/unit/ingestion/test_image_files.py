@@ -420,13 +420,15 @@ class TestShape:
         ):
             shape_image(image, ImagesConfig(resize=256))
 
-    @pytest.mark.parametrize(("max_pixels", "resize"), [(200, 20), (50, 14)], ids=["enlarged", "made smaller"])
-    def test_an_image_within_the_limit_is_resized(self, max_pixels: int, resize: int) -> None:
+    def test_an_image_may_become_smaller_whatever_the_limit_and_larger_up_to_it(self) -> None:
         image = np.zeros((15, 15, 1), np.uint8)
-        smaller = min(resize, 14)
-        assert shape_image(image, ImagesConfig(resize=smaller), max_pixels).shape == (smaller, smaller, 1)
-        with pytest.raises(UnreadableImageError, match=f"source.limits.pixels is {max_pixels}; land"):
-            shape_image(image, ImagesConfig(resize=20), max_pixels)
+        assert shape_image(image, ImagesConfig(resize=14), 50).shape == (14, 14, 1)
+        assert shape_image(image, ImagesConfig(resize=20), 400).shape == (20, 20, 1)
+        with pytest.raises(UnreadableImageError, match=r"them 400, but source\.limits\.pixels is 399; land"):
+            shape_image(image, ImagesConfig(resize=20), 399)
+
+    def test_a_large_image_within_a_raised_limit_becomes_smaller(self) -> None:
+        assert shape_image(np.zeros((7200, 8000, 1), np.uint8), ImagesConfig(resize=7100)).shape == (7100, 7889, 1)
 
     def test_the_limit_of_the_yaml_bounds_enlarged_images(self) -> None:
         options = ReadOptions(source=SourceConfig(limits=LimitsConfig(pixels=500)), images=ImagesConfig(resize=20))
