@@ -13,7 +13,9 @@ from PIL import Image
 from ae_pipeline.common.errors import SchemaError
 from ae_pipeline.ingestion.landing import unread_files
 from ae_pipeline.ingestion.landing_folder import list_landing
-from ae_pipeline.ingestion.readers.image_metadata import merged_texts
+from ae_pipeline.ingestion.readers.files import ReadOptions, read_file
+from ae_pipeline.ingestion.readers.image_metadata import load_image_metadata, merged_texts
+from ae_pipeline.ingestion.readers.image_rows import ImageRow, read_image_row
 from tests.support.datasets import REMEDY, TODAY, LandedDataset, assert_says, make_dataset
 
 UNDATED: dict[str, Any] = {"event_time": None, "start": None, "end": None}
@@ -221,3 +223,19 @@ def test_metadata_in_a_hidden_folder_are_named_and_not_read(tmp_path: Path, fold
     dataset.land(f"{folder}/metadata.csv", "no metadata\n")
     assert dataset.rows("file", "line") == [("a.png", "L1")]
     assert list(list_landing(dataset).others) == [f"{folder}/metadata.csv"]
+
+
+@pytest.mark.parametrize(("line", "described"), [("", "L1"), ("", ""), ("L2", "")])
+def test_an_empty_part_of_the_path_is_read_alike_with_and_without_a_frame(
+    tmp_path: Path, line: str, described: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = f"{line}_a.png"
+    dataset = album(tmp_path, name, images={"path": "(?P<line>.*)_a"})
+    dataset.land("metadata.csv", f"file,line,shift\n{name},{described},1\n")
+    metadata = load_image_metadata(dataset.paths.landing, dataset.config)
+    options = ReadOptions(images=dataset.config.images, metadata=metadata)
+    row = read_image_row(name, picture(), options)
+    assert isinstance(row, ImageRow)
+    assert read_file(name, picture(), options).rows["line"].to_list() == [row.texts["line"]] == [described or line]
+    dataset.ingest()
+    assert "contradict" not in caplog.text
