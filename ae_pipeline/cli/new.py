@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from ae_pipeline.common.errors import ConfigError, StorageError
 from ae_pipeline.common.text import abbreviate, pluralize
 from ae_pipeline.config.pipeline import PipelineConfig
+from ae_pipeline.config.source import ImagesConfig
 from ae_pipeline.features.sizes import MIN_ROWS
 from ae_pipeline.ingestion.image_formats import IMAGE_SUFFIXES
 from ae_pipeline.ingestion.proposal.columns import Choice
@@ -32,6 +33,9 @@ from ae_pipeline.storage.session import hold_dataset
 
 _READ_BYTES, _READ_FILES = 128 << 20, 200
 """Bytes and files that a proposal rests on; of more files, it takes some over the whole range."""
+
+_ANNOTATIONS = {".txt", ".json"}
+"""Suffixes of tables that can also describe one image each."""
 
 
 def new(name: str, files: Sequence[Path], *, yes: bool) -> int:
@@ -154,9 +158,18 @@ def _is_table(file: Path) -> bool:
 
 
 def _has_tables(folder: Path, images: Sequence[Path]) -> bool:
-    """Return whether a folder holds more tables than images; those with the name of an image describe it."""
+    """Return whether a folder is one of tables: it holds more tables than images, or too few images to train on.
+
+    Annotations with the name of an image describe it, and a text or metadata beside a few images are no tables.
+    """
     stems = {path.stem for path in images}
-    return sum(path.stem not in stems for path in _tables_in(folder)) > len(images)
+    tables = _tables_in(folder)
+    is_text = [path.suffix.lower() in _ANNOTATIONS for path in tables]
+    if len(images) < MIN_ROWS and any(
+        not text and path.name != ImagesConfig().metadata for path, text in zip(tables, is_text, strict=True)
+    ):
+        return True
+    return sum(not text or path.stem not in stems for path, text in zip(tables, is_text, strict=True)) > len(images)
 
 
 def _tables_in(folder: Path) -> list[Path]:

@@ -86,8 +86,8 @@ class SourceConfig(FetchedSource):
         description="Glob pattern of the dataset's files, relative to the folder. The pipeline reads the files that "
         "match and have a known suffix: `.csv`, `.tsv`, `.txt`, `.json`, `.jsonl`, `.ndjson`, `.xlsx`, `.parquet`, "
         "`.arrow`, `.feather`, `.ipc` and `.avro`, each also as `.gz`, `.zst` or `.zip`; with `images` also `.png`, "
-        "`.jpg` and `.jpeg`. The log names every other file with the reason. Names that start with `.` are not read, "
-        "and names that start with `_` only if they are images.",
+        "`.jpg` and `.jpeg`. The log counts all other files by reason, with the name of one. Names that start with `.` "
+        "are not read, and names that start with `_` only if they are images.",
     )
     separator: Separator | None = Field(
         default=None,

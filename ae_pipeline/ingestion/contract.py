@@ -306,19 +306,23 @@ def _check_shape(shape: ImageShape, images: ImagesConfig, dataset: str, remedy: 
     """Raise an error if the settings of images cannot give the shape in the schema contract."""
     size = (shape.height, shape.width)
     set_size = images.patch or images.crop or images.resize or size
-    if set_size == images.resize and isinstance(set_size, int):
-        expected = tuple(round(side * set_size / min(size)) for side in size)
-    else:
-        expected = (set_size, set_size) if isinstance(set_size, int) else set_size
+    expected = (set_size, set_size) if isinstance(set_size, int) else set_size
     if images.pad and not images.patch:
         least = (images.pad, images.pad) if isinstance(images.pad, int) else images.pad
-        expected = tuple(map(max, expected, least))
+        expected = (max(expected[0], least[0]), max(expected[1], least[1]))
+    # A number to resize to is that of the shorter side alone, and each image has its own longer side.
+    has_longer_side = isinstance(images.resize, int) and not images.crop and not images.patch
+    sides = [side == wanted for side, wanted in zip(size, expected, strict=True)]
+    longer = [side >= wanted for side, wanted in zip(size, expected, strict=True)]
+    fits = any(sides) and all(longer) if has_longer_side else all(sides)
     channels = {"grey": 1, "rgb": 3, "rgba": 4, None: shape.channels}[images.mode]
-    if (*expected, channels) == (*size, shape.channels):
+    if fits and channels == shape.channels:
         return
-    keys = ("mode",) if expected == size else ("patch",) if images.patch else ("resize", "crop", "pad")
+    keys = ("mode",) if fits else ("patch",) if images.patch else ("resize", "crop", "pad")
     settings = ", ".join(f"images.{key}={value}" for key in keys if (value := getattr(images, key)))
+    pixels = f"{'×'.join(map(str, size if fits else expected))} pixels"
+    pixels += ", or more on one side," if has_longer_side and not fits else ""
     raise SchemaError(
-        f"{settings} gives {dataset!r} rows of {'×'.join(map(str, expected))} pixels with "
-        f"{pluralize(channels, 'channel')}, but the schema contract says {shape}; change one of them, or {remedy}"
+        f"{settings} gives {dataset!r} rows of {pixels} with {pluralize(channels, 'channel')}, but the schema contract "
+        f"says {shape}; change one of them, or {remedy}"
     )

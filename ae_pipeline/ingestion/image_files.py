@@ -1,6 +1,7 @@
 """Decode image files: PNG, JPEG, WebP, BMP and TIFF, recognized by their content."""
 
 import io
+import math
 import struct
 import threading
 import warnings
@@ -51,6 +52,9 @@ _SUBFILE_TYPE, _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 254, 258, 262, 339
 
 _REDUCED, _MASK, _SIGNED = 1, 4, 2
 """Their values: what a page is, and integers with a sign."""
+
+_THUMBNAIL = 512
+"""Largest side of a thumbnail."""
 
 _LARGEST_EXACT_FLOAT32 = 2**24
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
@@ -198,15 +202,20 @@ def _choose_page(image: Image.Image) -> None:
         image.seek(page)
         if not _tag(image, _SUBFILE_TYPE) & (_REDUCED | _MASK):
             sizes[page] = image.size
-    best = max(sizes, key=lambda page: sizes[page], default=0)
+    best = max(sizes, key=lambda page: math.prod(sizes[page]), default=0)
     if any(page != best and not _is_preview(size, sizes[best]) for page, size in sizes.items()):
         raise UnreadableImageError(f"it has {pages} pages; land each page as a file")
     image.seek(best)
 
 
 def _is_preview(size: tuple[int, int], of: tuple[int, int]) -> bool:
-    """Return whether an image can be another one at a smaller scale: it has the same proportions, but for rounding."""
-    return size[0] < of[0] and size[1] < of[1] and abs(size[0] * of[1] - size[1] * of[0]) <= max(of)
+    """Return whether an image can be another one at a smaller scale: with its proportions, or as a thumbnail.
+
+    Thumbnails of a fixed size have margins where the image has other proportions.
+    """
+    is_thumbnail = all(4 * side <= full and side <= _THUMBNAIL for side, full in zip(size, of, strict=True))
+    has_proportions = abs(size[0] * of[1] - size[1] * of[0]) <= max(of)
+    return is_thumbnail or (size[0] < of[0] and size[1] < of[1] and has_proportions)
 
 
 def _tag(image: Image.Image, tag: int) -> int:

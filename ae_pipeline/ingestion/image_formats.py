@@ -43,18 +43,26 @@ _TEXTS = (
     (re.compile(rb"P[1-7]\s"), "a Netpbm file"),
 )
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0")
-_READ_MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", *_TIFF_MAGIC)
+_READ_MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", *_TIFF_MAGIC)
+_BMP_HEADERS = {12, 40, 52, 56, 64, 108, 124}
+"""Sizes of the second header of a BMP, which start that header."""
+
 _SAMPLE_FORMATS = {2: "signed integers", 3: "floating-point values"}
-_BITS, _SAMPLES, _SAMPLE_FORMAT = 258, 277, 339
+_COLORS = {0: "gray with white as 0", 1: "gray", 2: "RGB", 3: "a palette", 5: "CMYK", 6: "YCbCr", 8: "CIELAB"}
+_BITS, _PHOTOMETRIC, _SAMPLES, _SAMPLE_FORMAT = 258, 262, 277, 339
 
 
 def is_read_format(data: bytes) -> bool:
     """Return whether a file starts as one of the formats that are read.
 
-    >>> is_read_format(b"BM6"), is_read_format(b"GIF89a")
-    (True, False)
+    Args:
+        data: At least the first 18 bytes.
+
+    >>> is_read_format(b"RIFF1234WEBP"), is_read_format(b"BMW 1.0"), is_read_format(b"GIF89a")
+    (True, False, False)
     """
-    return data.startswith(_READ_MAGIC) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
+    is_bmp = data[:2] == b"BM" and int.from_bytes(data[14:18], "little") in _BMP_HEADERS
+    return is_bmp or data.startswith(_READ_MAGIC) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
 
 
 def describe_format(data: bytes) -> str | None:
@@ -86,14 +94,14 @@ def why_unidentified(data: bytes) -> str:
         return f"it is {kind}; land it as {IMAGE_FORMATS}"
     if kind := _kind_of_tiff(data):
         return (
-            f"it is a TIFF with {kind}, which is not read; land it with 8 or 16 bits and 1 to 4 channels, or as gray "
-            "with 32-bit floating-point values"
+            f"it is {kind}, a combination that is not read; land it as PNG, or as a little-endian TIFF of gray 32-bit "
+            "floating-point values with black as 0"
         )
     return f"it is not {IMAGE_FORMATS}, or its header is damaged; it may be truncated: land it again"
 
 
 def _kind_of_tiff(data: bytes) -> str:
-    """Return channels and type of the values of a TIFF; empty if its header cannot be read, or is no reason."""
+    """Return byte order, channels, colors and type of the values of a TIFF; empty if its header cannot be read."""
     if not data.startswith(_TIFF_MAGIC):
         return ""
     with suppress(Exception):  # damaged headers fail in any way
@@ -103,5 +111,10 @@ def _kind_of_tiff(data: bytes) -> str:
         directory.load(file)
         samples, bits = int(directory.get(_SAMPLES, 1)), int(directory[_BITS][0])
         values = _SAMPLE_FORMATS.get(directory.get(_SAMPLE_FORMAT, (1,))[0], "integers")
-        return f"{samples} channel{'s' if samples > 1 else ''} of {bits}-bit {values}"
+        order = "big" if data.startswith(b"MM") else "little"
+        colors = _COLORS.get(int(directory.get(_PHOTOMETRIC, -1)), "other colors")
+        return (
+            f"a {order}-endian TIFF with {samples} channel{'s' if samples > 1 else ''} of {bits}-bit {values} for "
+            f"{colors}"
+        )
     return ""

@@ -12,12 +12,13 @@ _LUMA = np.array([0.299, 0.587, 0.114])
 """Weights of red, green and blue in gray, ITU-R BT.601."""
 
 
-def shape_image(pixels: Pixels, images: ImagesConfig) -> Pixels:
+def shape_image(pixels: Pixels, images: ImagesConfig, max_pixels: int | None = None) -> Pixels:
     """Return an image with the mode and the size that the settings ask for.
 
     Args:
         pixels: Image of shape (height, width, channels), uint8, uint16 or float32.
         images: Settings; `mode`, `resize`, `crop` and `pad` are applied in this order.
+        max_pixels: Number of pixels up to which an image is enlarged; by default that of `LimitsConfig`.
 
     Returns:
         Image of the same type.
@@ -31,7 +32,7 @@ def shape_image(pixels: Pixels, images: ImagesConfig) -> Pixels:
     if images.mode:
         pixels = _with_mode(pixels, images.mode)
     if images.resize:
-        pixels = _resized(pixels, images.resize)
+        pixels = _resized(pixels, images.resize, LimitsConfig().pixels if max_pixels is None else max_pixels)
     if images.crop:
         pixels = _cropped(pixels, images.crop)
     return _padded(pixels, images.pad) if images.pad else pixels
@@ -54,16 +55,17 @@ def _with_mode(pixels: Pixels, mode: str) -> Pixels:
     return np.concatenate([colors, alpha], axis=2)
 
 
-def _resized(pixels: Pixels, size: int | ImageSize) -> Pixels:
+def _resized(pixels: Pixels, size: int | ImageSize, max_pixels: int) -> Pixels:
     """Return an image of another size, averaged over the pixels that one pixel replaces."""
     height, width = pixels.shape[:2]
     if isinstance(size, int):
         scale = size / min(height, width)
         longer = max(1, round(max(height, width) * scale))
-        if size * longer > LimitsConfig().pixels:
+        if size * longer > max(max_pixels, height * width):
             raise UnreadableImageError(
                 f"it has {height:,}×{width:,} pixels, and images.resize={size} for its shorter side makes them "
-                f"{size * longer:,}; land it in parts, or set images.resize to a height and a width"
+                f"{size * longer:,}, but source.limits.pixels is {max_pixels:,}; land it in parts, or set "
+                "images.resize to a height and a width"
             )
         size = (size, longer) if height <= width else (longer, size)
     if size == (height, width):

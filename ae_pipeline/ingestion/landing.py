@@ -242,7 +242,8 @@ def ingest(dataset: Dataset, today: dt.date, *, accepts_removal: bool = False) -
     contract = contract_in_force(paths.contract, config)
     previous = Ledger.load(paths.ledger)
     rules = rule_fingerprints(contract, dataset, today)
-    rules.metadata.log_missing([name for name in landed if is_image(name)])
+    expressions = (config.images.path if config.images else None, config.source.path_columns)
+    rules.metadata.log_missing([name for name in landed if is_image(name)], expressions)
     copies = WholeCopies(paths)
     new = [
         name for name, path in landed.items() if not _is_current(previous.files.get(name), path, rules.of(name), copies)

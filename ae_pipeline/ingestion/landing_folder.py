@@ -28,6 +28,12 @@ logger = logging.getLogger(__name__)
 _NAMED_REASONS = 8
 """Number of reasons that a log line has."""
 
+_LOOKS = 200
+"""Number of files with another suffix that are looked into, because each look into a network storage takes time."""
+
+_LONGEST_SUFFIX = 5
+"""Number of letters up to which a suffix may be that of a format."""
+
 _HIDDEN = ("the folder '", "its name starts with '.'")
 """How reasons start that concern no file of people."""
 
@@ -117,7 +123,7 @@ def list_landing(dataset: Dataset) -> LandingFolder:
     files: dict[str, Path] = {}
     others: dict[str, str] = {}
     masks: dict[str, Path] = {}
-    links, unknown = LinkChecker(folder), _UnknownSuffixes()
+    links, misnamed = LinkChecker(folder), _MisnamedImages()
     for entry in _find(folder, config.source.pattern):
         name, path = printable_path(entry.relative), folder / entry.relative
         reason = reason_to_skip(entry.relative.split("/")[:-1])
@@ -131,9 +137,7 @@ def list_landing(dataset: Dataset) -> LandingFolder:
             continue
         if reason is None and not entry.matches:
             reason = f"it does not match {config.source.pattern!r}"
-        reason = reason or _reason_to_ignore(entry.relative, path, config)
-        if reason and config.images and entry.is_regular and not can_read(name, config.images):
-            reason = unknown.describe(path) or reason
+        reason = reason or _reason_to_ignore(entry.relative, path, config, misnamed if entry.is_regular else None)
         if reason is None and entry.is_regular:
             files[name] = path
             continue
@@ -164,31 +168,27 @@ class _Entry(NamedTuple):
     matches: bool = True
 
 
-class _UnknownSuffixes:
-    """Finds suffixes that hide images. Of each suffix, one file is looked into, because there can be many."""
+class _MisnamedImages:
+    """Finds images among files with another suffix. Of many files, it looks into the first ones only."""
 
     def __init__(self) -> None:
-        self._reasons: dict[str, str | None] = {}
+        self._looks = _LOOKS
 
-    def describe(self, path: Path) -> str | None:
-        """Return why a file is not read, although it may be an image; None if it is none.
+    def has(self, path: Path) -> bool:
+        """Return whether a file was looked into, and is an image that can be read.
 
         Args:
-            path: Path of a file whose suffix is not one of an image.
+            path: Path of a regular file whose suffix is not one of an image.
         """
-        suffix = path.suffix.lower()
-        if suffix not in self._reasons:
-            named = f"its suffix is {suffix!r}" if suffix else "it has no suffix"
-            reason = f"{named}, but it holds an image that can be read; rename it to .png or .jpg"
-            self._reasons[suffix] = reason if _holds_image(path) else None
-        return self._reasons[suffix]
+        self._looks -= 1
+        return self._looks >= 0 and _holds_image(path)
 
 
 def _holds_image(path: Path) -> bool:
     """Return whether the content of a file is an image."""
     try:
         with path.open("rb") as file:
-            return is_read_format(file.read(16))
+            return is_read_format(file.read(32))
     except OSError:
         return False
 
@@ -238,20 +238,26 @@ def is_read(relative: str, folder: Path, config: PipelineConfig) -> bool:
     return _reason_to_ignore(relative, folder / relative, config) is None
 
 
-def _reason_to_ignore(relative: str, path: Path, config: PipelineConfig) -> str | None:
-    """Return why a file is not read, or None. Cameras give the names of some pictures a leading `_`."""
+def _reason_to_ignore(
+    relative: str, path: Path, config: PipelineConfig, misnamed: _MisnamedImages | None = None
+) -> str | None:
+    """Return why a file is not read, or None. Cameras give the names of some pictures a leading `_`.
+
+    A reason is that of many files, so that it can be counted: it names neither the file nor a number in its name.
+    """
     *folders, name = relative.split("/")
     if reason := reason_to_skip(folders):
         return reason
     if name.startswith("."):
         return "its name starts with '.', as that of a file that is still being written"
     if not can_read(name, config.images):
-        remedy = f"; convert images to {IMAGE_FORMATS}" if config.images else ""
-        known = f"its suffix {path.suffix!r} is not one of a known format" if path.suffix else "it has no suffix"
-        return f"{known}{remedy}"
+        known = _describe_suffix(path.suffix.lower())
+        if config.images and misnamed and misnamed.has(path):
+            return f"{known}, but it holds an image that can be read; rename it to .png or .jpg"
+        return f"{known}; convert images to {IMAGE_FORMATS}" if config.images else known
     if _has_image_files(config) and (kind := format_of(name)[0]) in TEXT_SUFFIXES:
         describes = (
-            f"; if it describes images, set images.metadata to {name!r}"
+            "; if it describes images, set images.metadata to its name"
             if name.lower().endswith(_METADATA_SUFFIXES)
             else ""
         )
@@ -261,6 +267,15 @@ def _reason_to_ignore(relative: str, path: Path, config: PipelineConfig) -> str 
     if name.startswith("_") and not is_image(name):
         return "its name starts with '_', as that of a file that is still being written; rename it"
     return None
+
+
+def _describe_suffix(suffix: str) -> str:
+    """Return why a suffix is not read. Those that numbered files have are described alike."""
+    if not suffix:
+        return "it has no suffix"
+    letters = suffix.removeprefix(".")
+    named = "" if letters.isdigit() or len(letters) > _LONGEST_SUFFIX else f" {printable_path(suffix)!r}"
+    return f"its suffix{named} is not one of a known format"
 
 
 def _has_image_files(config: PipelineConfig) -> bool:

@@ -67,7 +67,7 @@ def read_mask(path: Path, images: ImagesConfig, max_pixels: int | None = None) -
     """
     try:
         mask = decode_image(path.read_bytes(), max_pixels)
-        shaped = shape_image(_binary(mask), images.model_copy(update={"mode": "grey"}))
+        shaped = shape_image(_binary(mask), images.model_copy(update={"mode": "grey"}), max_pixels)
     except (OSError, UnreadableImageError) as error:
         raise StorageError(
             f"the mask {path} cannot be used: {error}; land it again, or correct images.masks"

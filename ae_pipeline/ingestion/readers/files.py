@@ -178,7 +178,7 @@ def completed(name: str, file: FileRows, options: ReadOptions) -> FileRows:
     if options.images:
         if options.metadata.columns and is_image(name):
             file = options.metadata.add_to(name, file)
-        file = prepare_images(file, options.images)
+        file = prepare_images(file, options.images, options.source.limits.pixels)
     rejected = file.rejected.with_columns(source_file=pl.lit(name)) if file.rejected.height else file.rejected
     source = pl.Series("_source_file", [name], pl.String).new_from_index(0, file.rows.height)
     return replace(file, rows=file.rows.hstack([source]), rejected=rejected)

@@ -1,10 +1,13 @@
 """Metadata of images: CSV files beside them, whose columns are joined by the path of each image."""
 
+import datetime as dt
 import logging
 import posixpath
 import unicodedata
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
@@ -17,6 +20,7 @@ from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.config.source import ImagesConfig, SourceConfig
 from ae_pipeline.ingestion.patches import PATCH_COLUMNS
 from ae_pipeline.ingestion.readers.delimited import read_delimited
+from ae_pipeline.ingestion.readers.path_columns import path_texts
 from ae_pipeline.ingestion.rows import ORIGIN_COLUMNS, FileRows, UnreadableFileError, rejected_rows
 from ae_pipeline.ingestion.skipped_folders import is_skipped
 from ae_pipeline.storage.hashing import hash_json
@@ -25,6 +29,9 @@ logger = logging.getLogger(__name__)
 
 FILE_COLUMNS = ("file", "file_name")
 """Columns of a metadata file that can hold the path of an image."""
+
+_LONGEST_DAY = len("2024-03-01")
+"""Length from which a date in ISO 8601 has a time."""
 
 
 @dataclass(frozen=True)
@@ -72,31 +79,24 @@ class ImageMetadata:
         key = _key(name)
         values = dict(zip(self.columns, self.rows.get(key, (None,) * len(self.columns)), strict=True))
         of_path = file.rows.row(0, named=True) if file.rows.height else {}
-        merged = merged_texts({column: of_path[column] for column in self.columns if of_path.get(column)}, values)
-        rows = file.rows.with_columns(
-            *(pl.lit(value, pl.String).alias(column) for column, value in (merged or values).items())
-        )
-        reason = self.problems.get(key)
-        if merged is None:
-            column = next(column for column in self.columns if values[column] not in {None, of_path.get(column)})
-            reason = (
-                f"{column} is {of_path[column]!r} in its path, and {values[column]!r} in {self.sources[key]}; correct "
-                "one of them, or rename the column"
-            )
-        if reason:
+        merged = merged_texts({column: of_path[column] for column in self.columns if column in of_path}, values)
+        rows = file.rows.with_columns(*(pl.lit(value, pl.String).alias(column) for column, value in merged.items()))
+        if reason := self.problems.get(key):
             rejected = rejected_rows([(1, "file: metadata", reason, name)])
             return replace(file, rows=rows.clear(), rejected=pl.concat([file.rejected, rejected]))
         return replace(file, rows=rows)
 
-    def log_missing(self, images: Collection[str]) -> None:
-        """Log how many images have no metadata, and which metadata have no image.
+    def log_missing(self, images: Collection[str], expressions: Sequence[str | None] = ()) -> None:
+        """Log how many images have no metadata or contradict them, and which metadata have no image.
 
         Args:
             images: Paths of all landed images.
+            expressions: Regular expressions whose named groups give columns from the path.
         """
         if not self.columns:
             return
         landed = {_key(name): name for name in images}
+        self._log_contradictions(landed, expressions)
         described = {*self.rows, *self.problems}
         without = sorted(landed[key] for key in landed.keys() - described)
         if without:
@@ -114,22 +114,67 @@ class ImageMetadata:
                 f"in {self.sources[unknown[0]]}); write paths relative to the folder of the metadata file{hint}"
             )
 
+    def _log_contradictions(self, landed: Mapping[str, str], expressions: Sequence[str | None]) -> None:
+        count, example = 0, ""
+        for key, name in landed.items():
+            if key not in self.rows or key in self.problems:
+                continue
+            of_path = path_texts(name, expressions, self.columns)
+            described = dict(zip(self.columns, self.rows[key], strict=True))
+            for column, text in of_path.items():
+                if text and (other := described[column]) is not None and not _agree(text, other):
+                    count += 1
+                    difference = f"{column} is {text!r} in the path of {name}, and {other!r} in {self.sources[key]}"
+                    example = example or difference
+                    break
+        if count:
+            logger.warning(
+                f"the metadata contradict the path of {pluralize(count, 'image')}, and count: {example}; correct "
+                "one of them, or rename the column"
+            )
 
-def merged_texts(
-    of_path: Mapping[str, str | None], described: Mapping[str, str | None]
-) -> dict[str, str | None] | None:
-    """Return the texts of an image by their column; None if its path and its metadata differ.
+
+def merged_texts(of_path: Mapping[str, str | None], described: Mapping[str, str | None]) -> dict[str, str | None]:
+    """Return the texts of an image by their column. Metadata count, except where the path has a time of the same day.
 
     Args:
         of_path: Texts that its path gives.
         described: Texts of its metadata. None is no text.
 
-    >>> merged_texts({"line": "L1"}, {"line": None, "shift": "2"}), merged_texts({"line": "L1"}, {"line": "L2"})
-    ({'line': 'L1', 'shift': '2'}, None)
+    >>> merged_texts({"line": "L1", "day": "2024-03-01T08:00"}, {"line": None, "day": "2024-03-01", "shift": "2"})
+    {'line': 'L1', 'day': '2024-03-01T08:00', 'shift': '2'}
     """
-    if any(described.get(column) not in {None, text} for column, text in of_path.items() if text is not None):
-        return None
-    return {**of_path, **{name: text for name, text in described.items() if text is not None or name not in of_path}}
+    merged = dict(of_path)
+    for column, text in described.items():
+        given = of_path.get(column)
+        if text is not None and not (given and given != text and _refines(given, text)):
+            merged[column] = text
+        else:
+            merged.setdefault(column, text)
+    return merged
+
+
+def _agree(one: str, other: str) -> bool:
+    """Return whether two texts are the same value: equal texts, numbers or times, or a day and a time on it.
+
+    >>> _agree("000", "0"), _agree("2024-03-01", "2024-03-01 08:00"), _agree("L1", "L2")
+    (True, True, False)
+    """
+    if one.strip() == other.strip() or _refines(one, other) or _refines(other, one):
+        return True
+    with suppress(ArithmeticError):
+        return Decimal(one) == Decimal(other)
+    with suppress(ValueError):
+        return dt.datetime.fromisoformat(one.strip()) == dt.datetime.fromisoformat(other.strip())
+    return False
+
+
+def _refines(one: str, other: str) -> bool:
+    """Return whether a text is a time in ISO 8601 on the day that another one is."""
+    with suppress(ValueError):
+        day, time = dt.date.fromisoformat(other.strip()), dt.datetime.fromisoformat(one.strip())
+        return time.date() == day and len(one.strip()) > _LONGEST_DAY
+    return False
 
 
 def is_metadata(name: str, images: ImagesConfig | None) -> bool:

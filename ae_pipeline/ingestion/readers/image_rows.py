@@ -71,8 +71,6 @@ def read_image_row(name: str, data: bytes, options: ReadOptions) -> ImageRow | F
     if values is None or described is None:
         return None
     texts = merged_texts({**values, images.column: None}, described)
-    if texts is None:  # `read_file` rejects it
-        return None
     if not options.left_out.isdisjoint(texts):
         return None
     pixels: Pixels | None = None
@@ -80,8 +78,8 @@ def read_image_row(name: str, data: bytes, options: ReadOptions) -> ImageRow | F
     try:
         with library_errors_as(_LibraryError, str):
             try:
-                pixels = decode_image(data, options.source.limits.pixels)
-                shaped = shape_image(pixels, images) if images.is_shaped else pixels
+                pixels = decode_image(data, max_pixels := options.source.limits.pixels)
+                shaped = shape_image(pixels, images, max_pixels) if images.is_shaped else pixels
             except UnreadableImageError as error:
                 reason = str(error)
     except _LibraryError:

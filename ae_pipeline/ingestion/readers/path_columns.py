@@ -1,7 +1,7 @@
 """Columns from the path of a file: folders named `column=value`, and named groups of a regular expression."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any, cast
@@ -61,8 +61,25 @@ def add_path_columns(
     return replace(file, rows=rows, skipped={**file.skipped, **skipped}) if values else file
 
 
+def path_texts(name: str, expressions: Iterable[str | None], columns: Collection[str]) -> dict[str, str | None]:
+    """Return the texts that the path of a file gives for some columns.
+
+    Args:
+        name: Path of the file below the landing folder.
+        expressions: Regular expressions whose named groups become columns.
+        columns: Names of the columns.
+    """
+    texts = _folder_values(name, columns)
+    for expression in filter(None, expressions):
+        if match := re.search(expression, name):
+            texts |= {column: text for column, text in match.groupdict().items() if column in columns}
+    return texts
+
+
 def _folder_values(name: str, known: Collection[str] | None) -> dict[str, str | None]:
     values: dict[str, str | None] = {}
+    if "=" not in name:  # a path object for each of 200,000 files would take a second
+        return values
     for folder in PurePosixPath(name).parent.parts:
         column, equals, value = folder.partition("=")
         column = unquote(column)

@@ -103,12 +103,13 @@ def rejected_images(rows: pl.DataFrame, column: str, rule: str, reasons: pl.Seri
     )
 
 
-def prepare_images(file: FileRows, images: ImagesConfig) -> FileRows:
+def prepare_images(file: FileRows, images: ImagesConfig, max_pixels: int | None = None) -> FileRows:
     """Bring the images of a file to the mode and size of the settings, and cut them into patches if they say so.
 
     Args:
         file: Rows with images as they landed.
         images: Settings for images.
+        max_pixels: Number of pixels up to which an image is enlarged.
 
     Raises:
         UnreadableFileError: A column has a name that holds the position of a patch.
@@ -116,16 +117,16 @@ def prepare_images(file: FileRows, images: ImagesConfig) -> FileRows:
     if file.rows.schema.get(images.column) != IMAGE_STRUCT:
         return file
     if images.is_shaped:
-        file = _shape_images(file, images)
+        file = _shape_images(file, images, max_pixels)
     return _cut_images(file, images) if images.patch else file
 
 
-def _shape_images(file: FileRows, images: ImagesConfig) -> FileRows:
+def _shape_images(file: FileRows, images: ImagesConfig, max_pixels: int | None) -> FileRows:
     shaped: list[dict[str, object] | None] = []
     reasons: list[str | None] = []
     for image in file.rows[images.column]:
         try:
-            shaped.append(image and image_struct(shape_image(pixels_of(image), images)))
+            shaped.append(image and image_struct(shape_image(pixels_of(image), images, max_pixels)))
             reasons.append(None)
         except UnreadableImageError as error:
             shaped.append(image)

@@ -350,6 +350,30 @@ def test_the_size_of_a_photograph_is_that_of_the_upright_image(tmp_path: Path) -
     assert "resize: [40, 30] # the images have 2 sizes" in plan(tmp_path, [folder], "digits").text
 
 
+@pytest.mark.parametrize(("tables", "plots"), [(12, 10), (30, 19), (26, 25)])
+def test_plots_with_the_names_of_tables_are_no_images_to_train_on(tmp_path: Path, tables: int, plots: int) -> None:
+    folder = land_images(tmp_path, [f"2024-{index:02d}.png" for index in range(plots)], (28, 30))
+    for index in range(tables):
+        lines = "".join(f"{index}-{row},{row}\n" for row in range(30))
+        (folder / f"2024-{index:02d}.csv").write_text(f"id,amount\n{lines}")
+    assert attributes(plan(tmp_path, [folder], "sales").text)["identity"] == ["id"]
+
+
+def test_a_table_beside_a_few_images_is_proposed(tmp_path: Path) -> None:
+    folder = land_images(tmp_path, [f"{index}.png" for index in range(10)], (28, 30))
+    lines = "".join(f"{row},{row}\n" for row in range(30))
+    (folder / "orders.csv").write_text(f"id,amount\n{lines}")
+    assert attributes(plan(tmp_path, [folder], "sales").text)["identity"] == ["id"]
+
+
+@pytest.mark.parametrize("beside", ["metadata.csv", "0.json", "readme.txt"])
+def test_what_describes_a_few_images_is_no_table(tmp_path: Path, beside: str) -> None:
+    folder = land_images(tmp_path, [f"{index}.png" for index in range(10)], (28, 30))
+    (folder / beside).write_text("file,line\n0.png,L1\n")
+    with pytest.raises(StorageError, match="holds 10 images, but a training needs at least 20"):
+        plan(tmp_path, [folder], "digits")
+
+
 def test_five_images_are_too_few(tmp_path: Path) -> None:
     folder = land_images(tmp_path, [f"{index}.png" for index in range(5)], (28, 30))
     with pytest.raises(StorageError, match="holds 5 images, but a training needs at least 20; add images"):

@@ -19,12 +19,16 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from pydantic import ValidationError
 
-from ae_pipeline.config.source import ImagesConfig
+from ae_pipeline.config.columns import ImageShape
+from ae_pipeline.config.limits import LimitsConfig
+from ae_pipeline.config.source import ImagesConfig, SourceConfig
 from ae_pipeline.ingestion import image_files
+from ae_pipeline.ingestion.contract import _check_shape
 from ae_pipeline.ingestion.image_files import decode_image, quiet
 from ae_pipeline.ingestion.image_shape import shape_image
 from ae_pipeline.ingestion.images import UnreadableImageError, pixels_of
 from ae_pipeline.ingestion.readers.files import ReadOptions, read_file
+from ae_pipeline.ingestion.readers.image_rows import read_image_row
 from ae_pipeline.ingestion.rows import FileRows, UnreadableFileError
 
 NOISE = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
@@ -186,18 +190,54 @@ class TestFormats:
     @pytest.mark.parametrize(
         ("shape", "dtype", "kind"),
         [
-            ((6, 7), "float64", "1 channel of 64-bit floating-point values"),
-            ((6, 7), "float16", "1 channel of 16-bit floating-point values"),
-            ((6, 7, 3), "float32", "3 channels of 32-bit floating-point values"),
-            ((6, 7, 5), "uint8", "5 channels of 8-bit integers"),
-            ((6, 7), "int64", "1 channel of 64-bit signed integers"),
+            ((6, 7), "float64", "1 channel of 64-bit floating-point values for gray"),
+            ((6, 7), "float16", "1 channel of 16-bit floating-point values for gray"),
+            ((6, 7, 3), "float32", "3 channels of 32-bit floating-point values for RGB"),
+            ((6, 7, 5), "uint8", "5 channels of 8-bit integers for gray"),
+            ((6, 7), "int64", "1 channel of 64-bit signed integers for gray"),
+            ((6, 7, 2), "uint16", "2 channels of 16-bit integers for gray"),
         ],
     )
     def test_the_kind_of_a_tiff_that_is_not_read_is_named(self, shape: tuple[int, ...], dtype: Any, kind: str) -> None:
         photometric = "rgb" if shape[2:] == (3,) else "minisblack"
         data = tiff(np.zeros(shape, dtype), photometric=photometric, planarconfig="contig" if shape[2:] else None)
-        with pytest.raises(UnreadableImageError, match=f"it is a TIFF with {kind}, which is not read; land it with 8"):
+        with pytest.raises(
+            UnreadableImageError, match=f"it is a little-endian TIFF with {kind}, a comb.*; land it as PNG"
+        ):
             decode_image(data)
+
+    @pytest.mark.parametrize(
+        ("byteorder", "dtype", "kind"),
+        [
+            (">", "uint16", "a big-endian TIFF with 1 channel of 16-bit integers for gray with white as 0"),
+            ("<", "int8", "a little-endian TIFF with 1 channel of 8-bit signed integers for gray with white as 0"),
+        ],
+    )
+    def test_byte_order_and_colors_that_are_not_read_are_named(self, byteorder: Any, dtype: Any, kind: str) -> None:
+        data = tiff(np.zeros((6, 7), dtype), photometric="miniswhite", byteorder=byteorder)
+        with pytest.raises(UnreadableImageError) as caught:
+            decode_image(data)
+        assert str(caught.value) == (
+            f"it is {kind}, a combination that is not read; land it as PNG, or as a little-endian TIFF of gray 32-bit "
+            "floating-point values with black as 0"
+        )
+
+    def test_a_thumbnail_with_margins_is_no_page(self) -> None:
+        image = np.zeros((700, 900), np.uint8)
+        for side, is_read in ((120, True), (180, False)):
+            thumbnail = Image.new("L", (160, side))
+            for first, second in ((Image.fromarray(image), thumbnail), (thumbnail, Image.fromarray(image))):
+                data = encoded(first, "TIFF", save_all=True, append_images=[second])
+                if is_read:
+                    np.testing.assert_array_equal(decode_image(data)[:, :, 0], image)
+                    continue
+                with pytest.raises(UnreadableImageError, match="it has 2 pages"):
+                    decode_image(data)
+
+    def test_a_small_page_of_a_large_image_is_no_thumbnail_above_512_pixels(self) -> None:
+        pages = [Image.new("L", (2400, 2400)), Image.new("L", (513, 400))]
+        with pytest.raises(UnreadableImageError, match="it has 2 pages"):
+            decode_image(encoded(pages[0], "TIFF", save_all=True, append_images=pages[1:]))
 
     @pytest.mark.parametrize(
         ("kind", "more"), [("WEBP", {"lossless": True}), ("PNG", {}), ("MPO", {"quality": 100, "subsampling": 0})]
@@ -375,9 +415,49 @@ class TestShape:
         expected = (64, longer, 1) if shape[0] == 1 else (longer, 64, 1)
         assert shape_image(image, ImagesConfig(resize=64)).shape == expected
         with pytest.raises(
-            UnreadableImageError, match=r"images\.resize=256 .* makes them 131,072,000; land it in parts"
+            UnreadableImageError,
+            match=r"images\.resize=256 .* them 131,072,000, but source\.limits\.pixels is 50,000,000; land",
         ):
             shape_image(image, ImagesConfig(resize=256))
+
+    def test_an_image_may_become_smaller_whatever_the_limit_and_larger_up_to_it(self) -> None:
+        image = np.zeros((15, 15, 1), np.uint8)
+        assert shape_image(image, ImagesConfig(resize=14), 50).shape == (14, 14, 1)
+        assert shape_image(image, ImagesConfig(resize=20), 400).shape == (20, 20, 1)
+        with pytest.raises(UnreadableImageError, match=r"them 400, but source\.limits\.pixels is 399; land"):
+            shape_image(image, ImagesConfig(resize=20), 399)
+
+    def test_a_large_image_within_a_raised_limit_becomes_smaller(self) -> None:
+        assert shape_image(np.zeros((7200, 8000, 1), np.uint8), ImagesConfig(resize=7100)).shape == (7100, 7889, 1)
+
+    def test_the_limit_of_the_yaml_bounds_enlarged_images(self) -> None:
+        options = ReadOptions(source=SourceConfig(limits=LimitsConfig(pixels=500)), images=ImagesConfig(resize=20))
+        assert "source.limits.pixels is 500" in read_file("a.png", encoded(NOISE), options).rejected["reason"][0]
+        row = read_image_row("a.png", encoded(NOISE), options)
+        assert isinstance(row, FileRows)
+        assert "source.limits.pixels is 500" in row.rejected["reason"][0]
+
+    def test_every_shape_that_settings_give_fits_them(self) -> None:
+        random = np.random.default_rng(0)
+        checked = 0
+
+        def side() -> Any:
+            sides = random.integers(4, 40, 2).tolist()
+            return [None, None, sides[0], sides][random.integers(4)]
+
+        while checked < 500:
+            patch = [None, None, None, 4][random.integers(4)]
+            mode: Any = [None, "grey", "rgb", "rgba"][random.integers(4)]
+            images = ImagesConfig(resize=side(), crop=side(), pad=side(), patch=patch, mode=mode)
+            image = np.zeros((*random.integers(4, 60, 2), random.integers(1, 5)), np.uint8)
+            try:
+                shaped = shape_image(image, images)
+            except UnreadableImageError:  # smaller than the crop
+                continue
+            height, width = (patch, patch) if patch else shaped.shape[:2]
+            shape = ImageShape(height=height, width=width, channels=shaped.shape[2], dtype="uint8")
+            _check_shape(shape, images, "shop", "move it away")
+            checked += 1
 
     def test_an_image_smaller_than_the_crop_is_rejected_alone(self) -> None:
         images = [np.zeros((size, size, 3), np.uint8).tolist() for size in (8, 3)]

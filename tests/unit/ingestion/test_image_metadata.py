@@ -13,6 +13,9 @@ from PIL import Image
 from ae_pipeline.common.errors import SchemaError
 from ae_pipeline.ingestion.landing import unread_files
 from ae_pipeline.ingestion.landing_folder import list_landing
+from ae_pipeline.ingestion.readers.files import ReadOptions, read_file
+from ae_pipeline.ingestion.readers.image_metadata import load_image_metadata, merged_texts
+from ae_pipeline.ingestion.readers.image_rows import ImageRow, read_image_row
 from tests.support.datasets import REMEDY, TODAY, LandedDataset, assert_says, make_dataset
 
 UNDATED: dict[str, Any] = {"event_time": None, "start": None, "end": None}
@@ -60,18 +63,59 @@ def test_letters_of_names_may_be_composed_or_not(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("patch", [{}, {"patch": 4}], ids=["images", "patches"])
-def test_a_column_in_path_and_metadata_must_agree(tmp_path: Path, patch: dict[str, int]) -> None:
+def test_metadata_count_where_the_path_has_another_value(
+    tmp_path: Path, patch: dict[str, int], caplog: pytest.LogCaptureFixture
+) -> None:
     identity = {"identity": ["file", "top", "left"]} if patch else {}
     names = ("L1/a.png", "L2/b.png", "L3/c.png", "L4/d.png")
     dataset = album(tmp_path, *names, images={"path": "(?P<line>L[0-9])/", **patch}, **identity)
     dataset.land("metadata.csv", "file,line,shift\nL1/a.png,L1,1\nL2/b.png,,2\nL3/c.png,L9,3\n")
-    expected = [("L1/a.png", "L1", 1), ("L2/b.png", "L2", 2), ("L4/d.png", "L4", None)]
+    expected = [("L1/a.png", "L1", 1), ("L2/b.png", "L2", 2), ("L3/c.png", "L9", 3), ("L4/d.png", "L4", None)]
     assert sorted(set(dataset.rows("file", "line", "shift"))) == expected
-    ((name, _, rule, reason),) = dataset.quarantine()
-    assert (name, rule) == ("L3/c.png", "file: metadata")
-    assert reason == (
-        "line is 'L3' in its path, and 'L9' in metadata.csv, line 4; correct one of them, or rename the column"
-    )
+    assert dataset.quarantine() == []
+    assert [record.message for record in caplog.records if "contradict" in record.message] == [
+        "the metadata contradict the path of 1 image, and count: line is 'L3' in the path of L3/c.png, and 'L9' in "
+        "metadata.csv, line 4; correct one of them, or rename the column"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("of_path", "described", "merged"),
+    [
+        ("000", "0", "0"),
+        ("7", "7.0", "7.0"),
+        ("2024-03-01", "2024-03-01 08:00:00", "2024-03-01 08:00:00"),
+        ("2024-03-01T08:00", "2024-03-01", "2024-03-01T08:00"),
+        ("20240301", "2024-03-01", "2024-03-01"),
+        ("20240301T080000", "2024-03-01 08:00", "2024-03-01 08:00"),
+    ],
+)
+def test_values_that_are_written_in_two_ways_agree(
+    tmp_path: Path, of_path: str, described: str, merged: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert merged_texts({"key": of_path}, {"key": described}) == {"key": merged}
+    dataset = album(tmp_path, f"{of_path}_a.png", images={"path": "(?P<key>[^/]+)_a"})
+    dataset.land("metadata.csv", f"file,key\n{of_path}_a.png,{described}\n")
+    dataset.ingest()
+    assert dataset.quarantine() == []
+    assert "contradict" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("of_path", "described"),
+    [("L1", "L2"), ("1", "2"), ("2024-03-01T08:00", "2024-03-02"), ("2024-03-01T08", "2024-03-01T09"), ("NaN", "sNaN")],
+)
+def test_values_that_differ_are_counted_and_those_of_the_metadata_stay(
+    tmp_path: Path, of_path: str, described: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert merged_texts({"key": of_path}, {"key": described}) == {"key": described}
+    names = [f"key={of_path}/{index}.png" for index in range(3)]
+    dataset = album(tmp_path, *names)
+    dataset.land("metadata.csv", "file,key\n" + "".join(f"{name},{described}\n" for name in names))
+    dataset.ingest()
+    assert dataset.quarantine() == []
+    assert caplog.text.count("contradict") == 1
+    assert "contradict the path of 3 images, and count: key is " in caplog.text
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "latin-1"])
@@ -166,7 +210,7 @@ def test_without_metadata_a_table_beside_images_is_named_and_not_read(tmp_path: 
     assert list_landing(dataset).others == {
         "b/labels.CSV.gz": "a .csv file holds no images",
         "list.xlsx": "a .xlsx file holds no images",
-        "metadata.csv": "a .csv file holds no images; if it describes images, set images.metadata to 'metadata.csv'",
+        "metadata.csv": "a .csv file holds no images; if it describes images, set images.metadata to its name",
         "notes.json": "a .json file holds no images",
         "readme.txt": "a .txt file holds no images",
     }
@@ -179,3 +223,19 @@ def test_metadata_in_a_hidden_folder_are_named_and_not_read(tmp_path: Path, fold
     dataset.land(f"{folder}/metadata.csv", "no metadata\n")
     assert dataset.rows("file", "line") == [("a.png", "L1")]
     assert list(list_landing(dataset).others) == [f"{folder}/metadata.csv"]
+
+
+@pytest.mark.parametrize(("line", "described"), [("", "L1"), ("", ""), ("L2", "")])
+def test_an_empty_part_of_the_path_is_read_alike_with_and_without_a_frame(
+    tmp_path: Path, line: str, described: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = f"{line}_a.png"
+    dataset = album(tmp_path, name, images={"path": "(?P<line>.*)_a"})
+    dataset.land("metadata.csv", f"file,line,shift\n{name},{described},1\n")
+    metadata = load_image_metadata(dataset.paths.landing, dataset.config)
+    options = ReadOptions(images=dataset.config.images, metadata=metadata)
+    row = read_image_row(name, picture(), options)
+    assert isinstance(row, ImageRow)
+    assert read_file(name, picture(), options).rows["line"].to_list() == [row.texts["line"]] == [described or line]
+    dataset.ingest()
+    assert "contradict" not in caplog.text

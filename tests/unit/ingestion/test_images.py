@@ -412,7 +412,8 @@ def test_a_patch_size_that_contradicts_the_contract_is_explained(tmp_path: Path)
     ("settings", "message"),
     [
         ({"resize": [8, 9]}, r"images.resize=\(8, 9\) gives 'shop' rows of 8×9 pixels with 1 channel, but"),
-        ({"resize": 10}, r"images.resize=10 gives 'shop' rows of 10×12 pixels"),
+        ({"resize": 10}, r"images.resize=10 gives 'shop' rows of 10×10 pixels, or more on one side, with 1 channel"),
+        ({"resize": 4, "pad": 6}, r"images.resize=4, images.pad=6 gives 'shop' rows of 6×6 pixels, or more on one"),
         ({"resize": 10, "crop": 4}, r"images.resize=10, images.crop=4 gives 'shop' rows of 4×4 pixels"),
         ({"pad": [4, 9]}, r"images.pad=\(4, 9\) gives 'shop' rows of 5×9 pixels"),
         ({"mode": "rgb"}, r"images.mode=rgb gives 'shop' rows of 5×6 pixels with 3 channels, but"),
@@ -433,13 +434,21 @@ def test_a_shape_that_contradicts_the_contract_is_explained(
 
 
 @pytest.mark.parametrize(
-    "settings", [{"resize": 5}, {"resize": [5, 6]}, {"crop": [5, 6]}, {"pad": 5}, {"mode": "grey"}]
+    "settings",
+    [{"resize": 5}, {"resize": [5, 6]}, {"crop": [5, 6]}, {"pad": 5}, {"mode": "grey"}],
 )
 def test_settings_that_give_the_shape_of_the_contract_can_be_added(settings: dict[str, Any], tmp_path: Path) -> None:
     shop = image_files(tmp_path)
     shop.land("a.png", encoded(GRAY))
     shop.ingest()
     assert image_files(tmp_path, images=settings).rows("file") == [("a.png",)]
+
+
+def test_images_can_be_padded_on_their_shorter_side(tmp_path: Path) -> None:
+    shop = image_files(tmp_path, images={"resize": 12, "pad": 16})
+    shop.land("a.png", encoded(np.zeros((24, 40), np.uint8)))
+    assert shapes(shop) == "16×20×1 uint8"
+    assert shop.rows("file") == [("a.png",)]
 
 
 def test_after_a_change_of_images_files_are_read_again(tmp_path: Path) -> None:

@@ -1,19 +1,22 @@
 """The landing folder: paths of the YAML are relative to the project's folder."""
 
+import io
 import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from PIL import Image
 
 from ae_pipeline.common.errors import StorageError
 from ae_pipeline.config.pipeline import PipelineConfig
 from ae_pipeline.config.source import ImagesConfig
+from ae_pipeline.ingestion import landing_folder as landing_folder_module
 from ae_pipeline.ingestion.landing_folder import landed_files, landing_folder, list_landing
 from ae_pipeline.orchestration.resources import Workspace
 from ae_pipeline.storage.dataset import Dataset
-from tests.support.datasets import make_dataset
+from tests.support.datasets import LandedDataset, make_dataset
 
 
 def dataset(root: Path, path: str | None) -> Dataset:
@@ -126,9 +129,77 @@ def test_images_with_a_suffix_of_another_kind_are_named(tmp_path: Path) -> None:
         (shop.land("c.png", "x").parent / name).write_bytes(content)
     assert list_landing(shop).others == {
         "IMG_1": "it has no suffix, but it holds an image that can be read; rename it to .png or .jpg",
-        "a.gif": "its suffix is '.gif', but it holds an image that can be read; rename it to .png or .jpg",
+        "a.gif": "its suffix '.gif' is not one of a known format, but it holds an image that can be read; rename it to "
+        ".png or .jpg",
         "b.gif2": "its suffix '.gif2' is not one of a known format; convert images to PNG, JPEG, WebP, BMP or TIFF",
     }
+
+
+def image_dataset(root: Path, files: dict[str, bytes], **settings: Any) -> LandedDataset:
+    """Return a dataset of image files in whose landing folder files lie."""
+    nothing: dict[str, Any] = {"event_time": None, "start": None, "end": None}
+    shop = make_dataset(root, identity=["file"], images={}, **nothing, **settings)
+    for name, content in files.items():
+        shop.land(name, content)
+    return shop
+
+
+PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0"
+
+
+def test_each_file_has_its_own_reason_and_not_that_of_another_with_its_suffix(tmp_path: Path) -> None:
+    gifs = {f"b{index}.gif": b"GIF89a" for index in range(5)}
+    pngs = {f"scan{index}": PNG for index in range(5)}
+    others = list_landing(image_dataset(tmp_path, {"CHECKSUMS": b"0a1b", "a.gif": JPEG, **gifs, **pngs})).others
+    hints = {name for name, reason in others.items() if "it holds an image that can be read" in reason}
+    assert hints == {"a.gif", *pngs}
+
+
+def test_only_a_suffix_is_explained_by_a_content(tmp_path: Path) -> None:
+    hidden = {".DS_Store": PNG, ".cache/ab12": PNG, "__MACOSX/a.gif": JPEG, "other/b.gif": JPEG}
+    others = list_landing(image_dataset(tmp_path, {"sub/c": PNG, **hidden}, source={"pattern": "sub/*"})).others
+    assert [name for name, reason in others.items() if "it holds an image" in reason] == ["sub/c"]
+
+
+def test_few_files_are_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[Path] = []
+    monkeypatch.setattr(landing_folder_module, "_LOOKS", 3)
+
+    def holds_image(path: Path) -> bool:
+        looked.append(path)
+        return True
+
+    monkeypatch.setattr(landing_folder_module, "_holds_image", holds_image)
+    found = list_landing(image_dataset(tmp_path, {f"scan.{index:06d}": PNG for index in range(5)}))
+    assert len(looked) == 3
+    assert found.describe_others() == (
+        "5 files not read (scan.000000 and 2 more: its suffix is not one of a known format, but it holds an image that "
+        "can be read; rename it to .png or .jpg; scan.000003 and 1 more: its suffix is not one of a known format; "
+        "convert images to PNG, JPEG, WebP, BMP or TIFF)"
+    )
+
+
+def test_a_text_that_starts_like_a_bmp_is_none(tmp_path: Path) -> None:
+    picture = io.BytesIO()
+    Image.new("L", (3, 2)).save(picture, "BMP")
+    others = list_landing(
+        image_dataset(tmp_path, {"a": b"BMW and other makes of cars", "b": picture.getvalue()})
+    ).others
+    assert ["it holds an image" in others[name] for name in ("a", "b")] == [False, True]
+
+
+def test_numbered_names_do_not_hide_other_reasons(tmp_path: Path) -> None:
+    names = [
+        *(f"{index}.csv" for index in range(30)),
+        *(f"1.2.840.{index:06d}" for index in range(30)),
+        "a.heic",
+        "b.psd",
+    ]
+    described = list_landing(image_dataset(tmp_path, dict.fromkeys(names, b"x"))).describe_others()
+    assert "0.csv and 29 more: a .csv file holds no images; if it describes images, set images.metadata to" in described
+    assert "1.2.840.000000 and 29 more: its suffix is not one of a known format; convert" in described
+    assert "a.heic: its suffix '.heic' is" in described
+    assert "b.psd: its suffix '.psd' is" in described
 
 
 class TestMasks:
