@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from ae_pipeline.common.text import pluralize
+from ae_pipeline.common.text import plural, pluralize
 from ae_pipeline.config.display import noun_of_rows
 from ae_pipeline.ingestion.contract import OnDelete, SchemaContract
 from ae_pipeline.ingestion.ledger import LandedFile, Ledger
@@ -107,11 +107,12 @@ def empty_landing(dataset: Dataset, folder: Path) -> str:
     staged = [entry for entry in Ledger.load(dataset.paths.ledger).files.values() if entry.staged]
     if not staged:
         return ""
-    rows = pluralize(sum(entry.rows for entry in staged), noun_of_rows(dataset.config))
+    noun = noun_of_rows(dataset.config)
+    rows = pluralize(sum(entry.rows for entry in staged), noun)
     return (
         f"{folder} is missing or has no file of {dataset.name!r}, although {rows} of {pluralize(len(staged), 'file')} "
-        "were read from it. An unmounted disk looks like this, so they stay: restore the folder or one of its "
-        f"files, or remove all state with `ae-pipeline forget {dataset.name}`"
+        f"were read from it. An unmounted disk looks like this, so their {plural(noun)} stay: restore the folder or "
+        f"one of its files, or remove all state with `ae-pipeline forget {dataset.name}`"
     )
 
 
