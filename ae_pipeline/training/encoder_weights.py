@@ -31,7 +31,7 @@ def read_encoder_weights(dataset: Dataset) -> dict[str, Tensor]:
         Its floating-point tensors in float32; none if the configuration names no file.
 
     Raises:
-        ConfigError: The file is missing or not a safetensors file, or a value is not finite.
+        ConfigError: The file is missing, is no safetensors file, or has no weights; or a value is not finite.
     """
     if dataset.config.training.encoder_weights is None:
         return {}
@@ -48,6 +48,8 @@ def read_encoder_weights(dataset: Dataset) -> dict[str, Tensor]:
     prefix = next(prefix for prefix in _PREFIXES if not prefix or any(name.startswith(prefix) for name in tensors))
     weights = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     floating = {name: value.float() for name, value in weights.items() if value.is_floating_point()}
+    if not floating:
+        raise ConfigError(f"{setting}: {path} has no tensor of floating-point numbers; save the weights as such")
     if damaged := [name for name, value in floating.items() if not value.isfinite().all()]:
         raise ConfigError(f"{setting}: {', '.join(damaged)} has values that are not finite; choose other weights")
     logger.info(f"read the weights of an encoder from {path}, SHA-256 {hashlib.sha256(content).hexdigest()}")
@@ -75,11 +77,13 @@ def load_encoder_weights(model: AutoEncoder, weights: Mapping[str, Tensor]) -> N
         layers.setdefault(name.rpartition(".")[0], {})[name] = tensor
     copied, kept = list[str](), list[str]()
     for tensors in layers.values():
-        others = [name for name, tensor in tensors.items() if _shape(weights.get(name)) != tensor.shape]
-        if not others:
+        mismatched = [name for name, tensor in tensors.items() if _shape(weights.get(name)) != tensor.shape]
+        if not mismatched:
+            for name, tensor in tensors.items():
+                tensor.copy_(weights[name])
             copied += tensors
         elif not copied or any(tensor.dim() == 4 for tensor in tensors.values()):
-            name = others[0]
+            name = mismatched[0]
             raise ConfigError(
                 f"training.encoder_weights has {_describe(weights.get(name))} for the layer {name} of the encoder, "
                 f"which is of shape {_describe(tensors[name])}; use weights of an encoder with the same inputs, "
@@ -87,8 +91,6 @@ def load_encoder_weights(model: AutoEncoder, weights: Mapping[str, Tensor]) -> N
             )
         else:
             kept += tensors
-        for name in [] if others else tensors:
-            tensors[name].copy_(weights[name])
     left = f"; {', '.join(kept)} do not fit and start at random values" if kept else ""
     logger.info(f"the encoder starts from given weights of {', '.join(copied)}{left}")
 

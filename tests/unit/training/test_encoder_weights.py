@@ -114,6 +114,9 @@ def test_a_file_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
     (tmp_path / "w.safetensors").write_bytes(b"PK\3\4 a file of another kind")
     with pytest.raises(ConfigError, match=r"is not a safetensors file \(.*\); save the weights as one"):
         read_encoder_weights(dataset(tmp_path, "w.safetensors"))
+    for tensors in ({}, {"0.weight": torch.zeros((4, 1, 3, 3), dtype=torch.int8)}):
+        with pytest.raises(ConfigError, match="has no tensor of floating-point numbers; save the weights as such"):
+            stored(tmp_path, tensors)
     with pytest.raises(ConfigError, match=r"0.weight has values that are not finite"):
         stored(tmp_path, {"0.weight": torch.full((4, 1, 3, 3), torch.nan)})
 
